@@ -1,0 +1,3 @@
+"""Preference alignment and RLHF for MindSpore."""
+
+__version__ = "0.1.0"

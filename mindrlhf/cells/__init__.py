@@ -1,0 +1,1 @@
+"""Graph blocks: scoring, the preference cell, the train step."""

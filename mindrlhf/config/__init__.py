@@ -1,0 +1,1 @@
+"""The yaml of a run: schema and loading."""

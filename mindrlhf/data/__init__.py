@@ -1,0 +1,1 @@
+"""Preference files, chat templates, records, rows."""

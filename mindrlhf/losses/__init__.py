@@ -1,0 +1,1 @@
+"""Preference losses: pure functions on small tensors."""

@@ -1,0 +1,1 @@
+"""Layouts, strategies and the launcher."""

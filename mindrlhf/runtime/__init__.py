@@ -1,0 +1,1 @@
+"""Device, console, files, errors: knows nothing of the layers above."""

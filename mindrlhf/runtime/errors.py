@@ -1,0 +1,36 @@
+"""What a user's mistake becomes: one sentence, exit code 2, no traceback."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Callable, Optional
+
+
+class UserError(Exception):
+    """A mistake the user can mend. The message is one sentence that names the file, line or key and what to do."""
+
+    exit_code = 2
+
+
+class BadRecord(UserError):
+    """A MindRecord or its sidecar is missing, damaged, or of another run."""
+
+
+class CorruptCheckpoint(UserError):
+    """A checkpoint file does not verify."""
+
+
+class IncompleteCheckpoint(UserError):
+    """A checkpoint lacks tensors, has foreign ones, or some of another shape."""
+
+
+def run(main: Callable[[Sequence[str]], Optional[int]], argv: Optional[Sequence[str]] = None) -> int:
+    """Call `main(argv)` as a command: the exit code, with a `UserError` said in one line on stderr."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return main(words) or 0
+    except UserError as error:
+        sys.stdout.flush()
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return error.exit_code

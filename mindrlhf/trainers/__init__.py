@@ -1,0 +1,1 @@
+"""Training loops and the registry that joins cells and families."""
