@@ -1,0 +1,183 @@
+"""Hidden states to log-probs of the scored tokens, on nothing but those tokens.
+
+Shape letters: U units, G rows of a unit, K pairs of a unit, R = U G rows, S sequence, T scored tokens of a row,
+H hidden, V vocabulary, N = R T.
+"""
+
+from __future__ import annotations
+
+import mindspore as ms
+from mindspore import nn, ops
+
+CHUNK = 512  # scored tokens that meet the vocabulary at once
+
+
+class SegmentMask(nn.Cell):
+    """segment_ids (R,S) int32 -> forbidden (R,1,S,S) uint8, 1 where query i must not see key j.
+
+    i sees j when j <= i, both belong to the same pair, and j is prompt or of i's own branch. Padding (segment 0)
+    sees padding, so that no row of the softmax is empty.
+    """
+
+    def __init__(self, seq_length: int, data_parallel: int = 1) -> None:
+        super().__init__()
+        dp = data_parallel
+        self.columns = ops.ExpandDims().shard(((dp, 1),))
+        self.same = ops.Equal().shard(((dp, 1, 1), (dp, 1, 1)))
+        self.is_prompt = ops.Equal().shard(((dp, 1, 1), ()))
+        self.either = ops.LogicalOr().shard(((dp, 1, 1), (dp, 1, 1)))
+        self.both = ops.LogicalAnd().shard(((dp, 1, 1), (dp, 1, 1)))
+        self.before = ops.LogicalAnd().shard(((dp, 1, 1), (1, 1, 1)))
+        self.negate = ops.LogicalNot().shard(((dp, 1, 1),))
+        self.cast = ops.Cast().shard(((dp, 1, 1),))
+        self.heads = ops.ExpandDims().shard(((dp, 1, 1),))
+        self.shift = ops.Add().shard(((dp, 1), ()))
+        self.divide = ops.FloorDiv().shard(((dp, 1), ()))
+        self.times = ops.Mul().shard(((dp, 1), ()))
+        self.subtract = ops.Sub().shard(((dp, 1), (dp, 1)))
+        positions = ms.numpy.arange(seq_length)
+        self.causal = ops.expand_dims(positions[None, :] <= positions[:, None], 0)
+
+    def construct(self, segment_ids):  # type: ignore[no-untyped-def]  # graph code
+        shifted = self.shift(segment_ids, 2)
+        pair = self.divide(shifted, 3)
+        branch = self.subtract(shifted, self.times(pair, 3))
+        same_pair = self.same(self.columns(pair, 2), self.columns(pair, 1))
+        key_branch = self.columns(branch, 1)
+        own_branch = self.same(self.columns(branch, 2), key_branch)
+        seen = self.both(same_pair, self.either(own_branch, self.is_prompt(key_branch, 0)))
+        return self.heads(self.cast(self.negate(self.before(seen, self.causal)), ms.uint8), 1)
+
+
+class TokenLogps(nn.Cell):
+    """hidden (N,H), weight (V,H), targets (N,) -> log p(target) (N,) float32, in chunks, with an own backward.
+
+    The backward recomputes each chunk's softmax, so no (N,V) array outlives its chunk. Only for gradients reduced
+    explicitly (one process, data parallel): under semi-auto parallel an own `bprop` silently loses the AllReduce of
+    the weight's gradient.
+    """
+
+    def __init__(self, chunk: int = CHUNK) -> None:
+        super().__init__()
+        self.chunk = chunk
+        self.logits = ops.MatMul(transpose_b=True)
+        self.product = ops.MatMul()
+        self.outer = ops.MatMul(transpose_a=True)
+        self.log_softmax = ops.LogSoftmax(-1)
+        self.softmax = ops.Softmax(-1)
+
+    def construct(self, hidden, weight, targets):  # type: ignore[no-untyped-def]  # graph code
+        parts = ()
+        for start in range(0, hidden.shape[0], self.chunk):
+            rows = hidden[start : start + self.chunk]
+            if start > 0:
+                # One chunk after the other: side by side their logits would be in memory together.
+                rows = ops.depend(rows, parts[-1])
+            logps = self.log_softmax(self.logits(rows, weight).astype(ms.float32))
+            target = targets[start : start + self.chunk].expand_dims(-1)
+            parts += (ops.gather_elements(logps, 1, target).squeeze(-1),)
+        return ops.concat(parts)
+
+    def bprop(self, hidden, weight, targets, out, dout):  # type: ignore[no-untyped-def]  # graph code
+        # d logp_n / d logits = onehot(target_n) - softmax_n
+        scaled = hidden.astype(ms.float32) * dout.expand_dims(-1)
+        d_weight = ops.tensor_scatter_add(
+            ops.zeros(weight.shape, ms.float32), targets.expand_dims(-1), scaled
+        )
+        expected = ()
+        for start in range(0, hidden.shape[0], self.chunk):
+            rows = ops.depend(hidden[start : start + self.chunk], d_weight)
+            probabilities = self.softmax(self.logits(rows, weight).astype(ms.float32))
+            expected += (self.product(probabilities.astype(weight.dtype), weight).astype(ms.float32),)
+            d_weight = d_weight - self.outer(probabilities, scaled[start : start + self.chunk])
+        d_hidden = (ops.gather(weight, targets, 0).astype(ms.float32) - ops.concat(expected)) * dout.expand_dims(-1)
+        return d_hidden.astype(hidden.dtype), d_weight.astype(weight.dtype), ops.zeros_like(targets)
+
+
+class ShardedTokenLogps(nn.Cell):
+    """The same numbers for semi-auto parallel: rows split over dp, the vocabulary over mp, plain operators.
+
+    It is recomputed in the backward pass instead of carrying its own.
+    """
+
+    def __init__(self, data_parallel: int, vocab_parallel: int) -> None:
+        super().__init__()
+        dp, vp = data_parallel, vocab_parallel
+        self.logits = ops.MatMul(transpose_b=True).shard(((dp, 1), (vp, 1)))
+        self.cast = ops.Cast().shard(((dp, vp),))
+        self.max = ops.ReduceMax(keep_dims=True).shard(((dp, vp),))
+        self.stop = ops.stop_gradient
+        self.subtract = ops.Sub().shard(((dp, vp), (dp, 1)))
+        self.exp = ops.Exp().shard(((dp, vp),))
+        self.sum = ops.ReduceSum().shard(((dp, vp),))
+        self.log = ops.Log().shard(((dp,),))
+        self.one_hot = ops.OneHot().shard(((dp, vp), (), ()))
+        self.on, self.off = ms.Tensor(1.0, ms.float32), ms.Tensor(0.0, ms.float32)
+        self.pick = ops.Mul().shard(((dp, vp), (dp, vp)))
+        self.difference = ops.Sub().shard(((dp,), (dp,)))
+        self.recompute()
+
+    def construct(self, hidden, weight, targets):  # type: ignore[no-untyped-def]  # graph code
+        logits = self.cast(self.logits(hidden, weight), ms.float32)
+        centred = self.subtract(logits, self.stop(self.max(logits, -1)))
+        target = self.sum(self.pick(centred, self.one_hot(targets, weight.shape[0], self.on, self.off)), -1)
+        return self.difference(target, self.log(self.sum(self.exp(centred), -1)))
+
+
+class ScoreTokens(nn.Cell):
+    """hidden (R,S,H), weight (V,H), predict_from (R,T), targets (R,T) -> log p of each scored token (R,T) float32.
+
+    explicit_reduction: gradients are summed over workers by us, so the memory-saving own backward may be used.
+    """
+
+    def __init__(
+        self, explicit_reduction: bool, data_parallel: int = 1, vocab_parallel: int = 1, chunk: int = CHUNK
+    ) -> None:
+        super().__init__()
+        dp = data_parallel
+        self.explicit = explicit_reduction
+        self.chunk = chunk
+        self.gather = ops.Gather(batch_dims=1).shard(((dp, 1, 1), (dp, 1)))
+        self.rows = ops.StridedSlice().shard(((dp, 1, 1),))
+        self.tokens = ops.StridedSlice().shard(((dp, 1),))
+        self.concat = ops.Concat(1)
+        self.weight_cast = ops.Cast()
+        self.logps = TokenLogps(chunk) if explicit_reduction else ShardedTokenLogps(dp, vocab_parallel)
+
+    def construct(self, hidden, weight, predict_from, targets):  # type: ignore[no-untyped-def]  # graph code
+        rows, count = predict_from.shape
+        width = hidden.shape[2]
+        states = self.gather(hidden, predict_from, 1)
+        weight = self.weight_cast(weight, states.dtype)
+        if self.explicit:
+            return self.logps(states.reshape(-1, width), weight, targets.reshape(-1)).reshape(rows, count)
+        step = max(1, self.chunk // rows)
+        parts = ()
+        for start in range(0, count, step):
+            stop = min(start + step, count)
+            chunk = self.rows(states, (0, start, 0), (rows, stop, width), (1, 1, 1)).reshape(-1, width)
+            target = self.tokens(targets, (0, start), (rows, stop), (1, 1)).reshape(-1)
+            parts += (self.logps(chunk, weight, target).reshape(rows, stop - start),)
+        return self.concat(parts)
+
+
+class SumSequences(nn.Cell):
+    """values (R,T) float32, sequence_index (R,T) int32 in 0..2K (2K = none) -> sums per sequence (U,2K) float32."""
+
+    def __init__(self, rows_per_unit: int, pairs_per_unit: int, data_parallel: int = 1) -> None:
+        super().__init__()
+        dp = data_parallel
+        self.rows_per_unit = rows_per_unit
+        self.sequences = 2 * pairs_per_unit
+        self.one_hot = ops.OneHot().shard(((dp, 1), (), ()))
+        self.on, self.off = ms.Tensor(1.0, ms.float32), ms.Tensor(0.0, ms.float32)
+        self.product = ops.BatchMatMul().shard(((dp, 1, 1), (dp, 1, 1)))
+        self.slice = ops.StridedSlice().shard(((dp, 1, 1),))
+
+    def construct(self, values, sequence_index):  # type: ignore[no-untyped-def]  # graph code
+        rows, count = values.shape
+        units, tokens, width = rows // self.rows_per_unit, self.rows_per_unit * count, self.sequences + 1
+        # OneHot takes 1-D indices only under semi-auto parallel.
+        members = self.one_hot(sequence_index.reshape(-1), width, self.on, self.off).reshape(units, tokens, width)
+        sums = self.product(values.reshape(units, 1, tokens), members)
+        return self.slice(sums, (0, 0, 0), (units, 1, self.sequences), (1, 1, 1)).reshape(units, self.sequences)

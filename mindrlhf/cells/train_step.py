@@ -1,0 +1,74 @@
+"""One optimizer step: gradients, their sum over micro-batches and workers, the norm, the clip, the update."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import mindspore as ms
+from mindspore import nn, ops
+
+
+class TrainStep(nn.Cell):
+    """Wraps a cell (batch) -> (loss, sums, logps), whose losses and sums add up over micro-batches and workers.
+
+    Called as `step(update, *batch)`: with update False the micro-batch's gradients and sums are only kept; with True
+    they are joined with the kept ones, summed over workers, clipped as torch does (g min(1, max / (norm + 1e-6))) and
+    given to the optimizer. Returns (sums of this step, grad_norm before clipping, logps of this micro-batch); the
+    first two mean something only after an update.
+
+    reduce_over: workers whose gradients are summed explicitly; 1 where semi-auto parallel does it.
+    """
+
+    def __init__(
+        self, cell: nn.Cell, optimizer: nn.Optimizer, max_grad_norm: Optional[float], passes: int, reduce_over: int
+    ) -> None:
+        super().__init__(auto_prefix=False)
+        self.cell = cell
+        self.optimizer = optimizer
+        self.max_grad_norm = max_grad_norm
+        self.accumulates = passes > 1
+        self.reduces = reduce_over > 1
+        self.gradients = ops.value_and_grad(cell, None, optimizer.parameters, has_aux=True)
+        self.map = ops.HyperMap()
+        if self.accumulates:
+            self.kept = optimizer.parameters.clone(prefix="accumulated", init="zeros")
+            self.kept_sums = ms.Parameter(
+                ops.zeros(cell.num_sums, ms.float32), name="accumulated_sums", requires_grad=False
+            )
+        if self.reduces:
+            self.reducer = nn.DistributedGradReducer(optimizer.parameters, mean=False, degree=reduce_over)
+            self.all_reduce = ops.AllReduce()
+
+    def construct(self, update, *batch):  # type: ignore[no-untyped-def]  # graph code
+        (_, sums, logps), gradients = self.gradients(*batch)
+        if not update:
+            sums = ops.depend(sums, self.map(ops.assign_add, self.kept, gradients))
+            ops.assign_add(self.kept_sums, sums)
+            return sums, ops.zeros((), ms.float32), logps
+        if self.accumulates:
+            gradients = self.map(ops.add, gradients, self.kept)
+            sums = ops.add(sums, self.kept_sums)
+        if self.reduces:
+            gradients = self.reducer(gradients)
+            sums = self.all_reduce(sums)
+        norm = ops.zeros((), ms.float32)
+        for gradient in gradients:
+            norm = norm + ops.square(gradient.astype(ms.float32)).sum()
+        norm = ops.sqrt(norm)
+        if self.max_grad_norm is not None:
+            scale = ops.minimum(ops.ones((), ms.float32), self.max_grad_norm / (norm + 1e-6))
+            gradients = self.map(ops.partial(_scale, scale), gradients)
+        sums = ops.depend(sums, self.optimizer(gradients))
+        if self.accumulates:
+            # Emptied only once everything that reads them is done.
+            sums = ops.depend(sums, self.map(ops.partial(_clear, sums), self.kept))
+            norm = ops.depend(norm, ops.assign(self.kept_sums, ops.zeros_like(self.kept_sums)))
+        return sums, norm, logps
+
+
+def _scale(scale, gradient):  # type: ignore[no-untyped-def]  # graph code
+    return gradient * scale.astype(gradient.dtype)
+
+
+def _clear(after, kept):  # type: ignore[no-untyped-def]  # graph code
+    return ops.assign(kept, ops.depend(ops.zeros_like(kept), after))

@@ -1,0 +1,114 @@
+"""Which pairs make which step: the order of data, the same for every number of workers and micro-batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional
+
+import numpy as np
+
+from mindrlhf.data.records import Pair, PairRecords
+from mindrlhf.data.rows import PAIRS_PER_UNIT, ROWS_PER_UNIT, Rows, padded, round_up, row_length
+from mindrlhf.runtime.errors import UserError
+from mindrlhf.runtime.seed import permutation
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Static sizes of every batch of a run: S tokens of a row, T scored tokens of a row."""
+
+    length: int
+    scored: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """One worker's share of a global batch and what holds for the whole of it."""
+
+    micro_batches: list[Rows]
+    num_pairs: int
+    num_tokens: int
+    num_rejected_tokens: int
+    num_chosen_tokens: int
+    padding_fraction: float
+
+
+def batch_shape(records: list[PairRecords], seq_len: Optional[int]) -> Shape:
+    """Sizes that hold every pair of `records`; `seq_len` may pad a record's own, not cut it."""
+    own = max(record.seq_len for record in records)
+    if seq_len is not None and seq_len < own:
+        raise UserError(f"data.seq_len is {seq_len}, below the {own} the record was made with; preprocess again")
+    length = row_length(seq_len or own)
+    longest = max(record.max_response for record in records)
+    return Shape(length, min(length, round_up(longest)))
+
+
+def split_micro_batches(global_batch_pairs: int, workers: int, micro_batch_pairs: Optional[int]) -> tuple[int, int]:
+    """(pairs per worker and pass, passes per step); UserError with the numbers where they do not divide."""
+    if global_batch_pairs % workers:
+        raise UserError(
+            f"train.global_batch_pairs is {global_batch_pairs}, which {workers} workers do not share evenly; "
+            f"give a multiple of {workers}"
+        )
+    share = global_batch_pairs // workers
+    micro = share if micro_batch_pairs is None else micro_batch_pairs
+    if share % micro:
+        raise UserError(
+            f"train.global_batch_pairs {global_batch_pairs} is not {workers} workers x {micro} "
+            f"train.micro_batch_pairs x a whole number"
+        )
+    return micro, share // micro
+
+
+class PreferenceBatches:
+    """Global batch b of epoch e is entries bB to bB+B-1 of permutation(seed, e) (or of file order); worker r takes the
+    r-th contiguous slice of it and cuts it into micro-batches in order. The last batch is filled up, nothing dropped.
+    """
+
+    def __init__(
+        self,
+        records: PairRecords,
+        shape: Shape,
+        global_batch_pairs: int,
+        micro_batch_pairs: int,
+        worker: int = 0,
+        workers: int = 1,
+        shuffle: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.records = records
+        self.shape = shape
+        self.batch = global_batch_pairs
+        self.micro = micro_batch_pairs
+        self.worker = worker
+        self.workers = workers
+        self.shuffle = shuffle
+        self.seed = seed
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """ceil(N / B)."""
+        return -(-len(self.records) // self.batch)
+
+    def step(self, number: int) -> Step:
+        """The `number`-th step of the run, counted from 0, through the epochs."""
+        epoch, batch = divmod(number, self.steps_per_epoch)
+        order = self._order(epoch)[batch * self.batch : (batch + 1) * self.batch]
+        pairs = [self.records[int(index)] for index in order]
+        chosen = sum(len(pair.chosen_ids) for pair in pairs)
+        rejected = sum(len(pair.rejected_ids) for pair in pairs)
+        tokens = 2 * sum(len(pair.prompt_ids) for pair in pairs) + chosen + rejected
+        share = self.batch // self.workers
+        filled: list[Optional[Pair]] = [*pairs, *[None] * (self.batch - len(pairs))]
+        mine = filled[self.worker * share : (self.worker + 1) * share]
+        micro_batches = [
+            padded(mine[start : start + self.micro], self.shape.length, self.shape.scored, len(pairs), chosen)
+            for start in range(0, share, self.micro)
+        ]
+        places = self.batch // PAIRS_PER_UNIT * ROWS_PER_UNIT * self.shape.length
+        # The last token of each answer is predicted and never stands in a row.
+        in_rows = tokens - 2 * len(pairs)
+        return Step(micro_batches, len(pairs), tokens, rejected, chosen, 1.0 - in_rows / places)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return permutation(self.seed, epoch, len(self.records)) if self.shuffle else np.arange(len(self.records))
