@@ -62,6 +62,10 @@ class PreferenceCell(nn.Cell):
         self.none = 2 * pairs_per_unit
         self.mean_logits = ops.ReduceSum().shard(((dp, 1, 1),))
 
+    def can_generate(self) -> bool:
+        """False: MindFormers' `build_network` asks every network it builds."""
+        return False
+
     def construct(  # type: ignore[no-untyped-def]  # graph code
         self,
         input_ids,

@@ -162,7 +162,13 @@ class ScoreTokens(nn.Cell):
 
 
 class SumSequences(nn.Cell):
-    """values (R,T) float32, sequence_index (R,T) int32 in 0..2K (2K = none) -> sums per sequence (U,2K) float32."""
+    """values (R,T) float32, sequence_index (R,T) int32 in 0..2K (2K = none) -> sums per sequence (U,2K) float32.
+
+    T is a multiple of GROUP: a group is summed first, then the groups. A plain sum over hundreds of tokens costs a
+    float32 sequence log-prob of a few thousand several units in the last place, which beta carries into the loss.
+    """
+
+    GROUP = 16
 
     def __init__(self, rows_per_unit: int, pairs_per_unit: int, data_parallel: int = 1) -> None:
         super().__init__()
@@ -172,12 +178,14 @@ class SumSequences(nn.Cell):
         self.one_hot = ops.OneHot().shard(((dp, 1), (), ()))
         self.on, self.off = ms.Tensor(1.0, ms.float32), ms.Tensor(0.0, ms.float32)
         self.product = ops.BatchMatMul().shard(((dp, 1, 1), (dp, 1, 1)))
-        self.slice = ops.StridedSlice().shard(((dp, 1, 1),))
+        self.sum = ops.ReduceSum().shard(((dp, 1, 1),))
+        self.slice = ops.StridedSlice().shard(((dp, 1),))
 
     def construct(self, values, sequence_index):  # type: ignore[no-untyped-def]  # graph code
         rows, count = values.shape
-        units, tokens, width = rows // self.rows_per_unit, self.rows_per_unit * count, self.sequences + 1
+        units, width = rows // self.rows_per_unit, self.sequences + 1
+        groups = rows * count // self.GROUP
         # OneHot takes 1-D indices only under semi-auto parallel.
-        members = self.one_hot(sequence_index.reshape(-1), width, self.on, self.off).reshape(units, tokens, width)
-        sums = self.product(values.reshape(units, 1, tokens), members)
-        return self.slice(sums, (0, 0, 0), (units, 1, self.sequences), (1, 1, 1)).reshape(units, self.sequences)
+        members = self.one_hot(sequence_index.reshape(-1), width, self.on, self.off).reshape(groups, self.GROUP, width)
+        sums = self.product(values.reshape(groups, 1, self.GROUP), members).reshape(units, -1, width)
+        return self.slice(self.sum(sums, 1), (0, 0), (units, self.sequences), (1, 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Optional
 
@@ -22,14 +23,28 @@ class Shape:
 
 
 @dataclass(frozen=True)
+class Counts:
+    """What a set of pairs holds. tokens: non-padding ones, each answer with its prompt; the others: scored tokens."""
+
+    pairs: int
+    tokens: int
+    chosen_tokens: int
+    rejected_tokens: int
+
+
+def count(pairs: Iterable[Pair]) -> Counts:
+    """Counts over `pairs`."""
+    lengths = [(len(pair.prompt_ids), len(pair.chosen_ids), len(pair.rejected_ids)) for pair in pairs]
+    prompt, chosen, rejected = (sum(column) for column in zip(*lengths))
+    return Counts(len(lengths), 2 * prompt + chosen + rejected, chosen, rejected)
+
+
+@dataclass(frozen=True)
 class Step:
-    """One worker's share of a global batch and what holds for the whole of it."""
+    """One worker's share of a global batch, and the counts and padding of the whole of it."""
 
     micro_batches: list[Rows]
-    num_pairs: int
-    num_tokens: int
-    num_rejected_tokens: int
-    num_chosen_tokens: int
+    counts: Counts
     padding_fraction: float
 
 
@@ -75,7 +90,9 @@ class PreferenceBatches:
         workers: int = 1,
         shuffle: bool = False,
         seed: int = 0,
+        whole_set: bool = False,
     ) -> None:
+        """`whole_set`: denominators are those of all records, for an evaluation, and not of each global batch."""
         self.records = records
         self.shape = shape
         self.batch = global_batch_pairs
@@ -84,6 +101,8 @@ class PreferenceBatches:
         self.workers = workers
         self.shuffle = shuffle
         self.seed = seed
+        self.whole = count(map(records.__getitem__, range(len(records)))) if whole_set else None
+        self._orders: dict[int, np.ndarray] = {}
 
     @property
     def steps_per_epoch(self) -> int:
@@ -95,20 +114,23 @@ class PreferenceBatches:
         epoch, batch = divmod(number, self.steps_per_epoch)
         order = self._order(epoch)[batch * self.batch : (batch + 1) * self.batch]
         pairs = [self.records[int(index)] for index in order]
-        chosen = sum(len(pair.chosen_ids) for pair in pairs)
-        rejected = sum(len(pair.rejected_ids) for pair in pairs)
-        tokens = 2 * sum(len(pair.prompt_ids) for pair in pairs) + chosen + rejected
+        counts = count(pairs)
+        over = self.whole or counts
         share = self.batch // self.workers
         filled: list[Optional[Pair]] = [*pairs, *[None] * (self.batch - len(pairs))]
         mine = filled[self.worker * share : (self.worker + 1) * share]
         micro_batches = [
-            padded(mine[start : start + self.micro], self.shape.length, self.shape.scored, len(pairs), chosen)
+            padded(mine[start : start + self.micro], self.shape.length, self.shape.scored, over.pairs, over.chosen_tokens)
             for start in range(0, share, self.micro)
         ]
         places = self.batch // PAIRS_PER_UNIT * ROWS_PER_UNIT * self.shape.length
         # The last token of each answer is predicted and never stands in a row.
-        in_rows = tokens - 2 * len(pairs)
-        return Step(micro_batches, len(pairs), tokens, rejected, chosen, 1.0 - in_rows / places)
+        in_rows = counts.tokens - 2 * counts.pairs
+        return Step(micro_batches, counts, 1.0 - in_rows / places)
 
     def _order(self, epoch: int) -> np.ndarray:
-        return permutation(self.seed, epoch, len(self.records)) if self.shuffle else np.arange(len(self.records))
+        if not self.shuffle:
+            return np.arange(len(self.records))
+        if epoch not in self._orders:
+            self._orders = {epoch: permutation(self.seed, epoch, len(self.records))}
+        return self._orders[epoch]

@@ -1,0 +1,45 @@
+"""make_preference_data: write a synthetic preference set in CValues form, Chinese and English mixed.
+
+corpus.jsonl warms a model up (loss sft on pos_resp, which is polite in half of its rows and rude in the others),
+train.jsonl and held_out.jsonl prefer the polite answer. No prompt of one file is in another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from mindrlhf.data.synthetic import preference_rows
+from mindrlhf.runtime.errors import UserError
+from mindrlhf.runtime.files import write_text
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parse the command line and write the three files."""
+    arguments = _parser().parse_args(argv)
+    counts = {"corpus": arguments.corpus, "train": arguments.pairs, "held_out": arguments.held_out}
+    if arguments.output_path.exists() and not arguments.output_path.is_dir():
+        raise UserError(f"--output_path {arguments.output_path} is a file: name a folder.")
+    for split, count in counts.items():
+        if count < 1:
+            raise UserError(f"{split}.jsonl would have {count} rows: give a number of 1 or more.")
+    for split, count in counts.items():
+        rows = preference_rows(count, arguments.seed, split)
+        path = arguments.output_path / f"{split}.jsonl"
+        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        print(f"{path}: {count} rows")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="make_preference_data.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output_path", type=Path, required=True, help="folder to write the three files to")
+    parser.add_argument("--pairs", type=int, default=480, help="rows of train.jsonl (default %(default)s)")
+    parser.add_argument("--held_out", type=int, default=64, help="rows of held_out.jsonl (default %(default)s)")
+    parser.add_argument("--corpus", type=int, default=1500, help="rows of corpus.jsonl (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed, other rows (default %(default)s)")
+    return parser

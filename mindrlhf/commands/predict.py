@@ -1,0 +1,117 @@
+"""run_dpo.py --run_mode predict: questions in, answers out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Optional
+
+from mindrlhf.config.schema import Config
+from mindrlhf.runtime.errors import UserError
+from mindrlhf.runtime.files import write_text
+from mindrlhf.runtime.logging import log
+
+if TYPE_CHECKING:
+    from mindrlhf.data.tokenizers import ChatTokenizer
+
+
+def read_questions(words: Optional[Sequence[str]]) -> list[str]:
+    """The words themselves, or the lines of the one .txt or .jsonl file they name ("prompt" of an object, or a string)."""
+    if not words:
+        raise UserError("no question; give --predict_data one or more, or a .txt or .jsonl file with one a line")
+    if len(words) > 1 or not words[0].endswith((".txt", ".jsonl")):
+        return [_question(word, "--predict_data") for word in words]
+    path = Path(words[0])
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as UTF-8 text: {error}") from None
+    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not numbered:
+        raise UserError(f"{path} holds no question")
+    if path.suffix == ".txt":
+        return [line for _, line in numbered]
+    return [_question(_parse(line, f"{path} line {number}"), f"{path} line {number}") for number, line in numbered]
+
+
+def _parse(line: str, place: str) -> Any:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        raise UserError(f'{place} is not JSON; write {{"prompt": "..."}} or a string') from None
+    return value.get("prompt") if isinstance(value, dict) else value
+
+
+def _question(value: Any, place: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{place}: a question is a text that is not empty")
+    return value
+
+
+def predict(config: Config, words: Optional[Sequence[str]], output: Optional[str]) -> None:
+    """Answer the questions on this one process; print them, and write {"prompt", "answer", "answer_ids"} to `output`."""
+    questions = read_questions(words)
+
+    import numpy as np
+
+    from mindrlhf.data.tokenizers import load_tokenizer
+    from mindrlhf.generation.generate import generate, row_length
+    from mindrlhf.generation.sampling import pick
+    from mindrlhf.runtime.progress import Progress
+    from mindrlhf.trainers.policy import build_options, find_source, load_weights
+    from mindrlhf.trainers.setup import setup_device
+
+    device = setup_device(config, one_model_each=True)
+    source = find_source(config)
+    tokenizer = load_tokenizer(config.tokenizer.path or str(source.weights.folder))
+    prompts = [_encode(tokenizer, question) for question in questions]
+    settings = config.generation
+    length = row_length(prompts, settings.max_new_tokens)
+    limit = source.hf_config.get("max_position_embeddings")
+    if limit and max(map(len, prompts)) + settings.max_new_tokens > limit:
+        raise UserError(
+            f"the longest question has {max(map(len, prompts))} tokens, and with generation.max_new_tokens "
+            f"{settings.max_new_tokens} passes the model's {limit} positions; shorten one of them"
+        )
+    model = source.family.build(source.family.from_hf_config(source.hf_config, build_options(config, device, length)))
+    load_weights(source, model)
+    model.set_train(False)
+    generator = np.random.default_rng(config.seed) if settings.do_sample else None
+    choose = partial(
+        pick, generator=generator, temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p
+    )
+    progress = Progress("predict", len(prompts) * settings.max_new_tokens, unit="token")
+    stop_ids = stop_tokens(source.weights.folder, source.hf_config, tokenizer)
+    answers = generate(source.family, model, prompts, settings.max_new_tokens, stop_ids, choose, _counter(progress))
+    progress.close()
+    texts = [tokenizer.decode(ids) for ids in answers]
+    for question, text in zip(questions, texts):
+        log(f"question: {question}\nanswer: {text}\n")
+    if output and device.rank == 0:
+        rows = [
+            json.dumps({"prompt": question, "answer": text, "answer_ids": ids}, ensure_ascii=False)
+            for question, text, ids in zip(questions, texts, answers)
+        ]
+        write_text(output, "\n".join(rows) + "\n")
+        log(f"answers: {output}")
+
+
+def _counter(progress: Any) -> Any:
+    return lambda count: progress.advance(count=count)
+
+
+def _encode(tokenizer: ChatTokenizer, question: str) -> list[int]:
+    if tokenizer.has_template:
+        return tokenizer.encode_messages([{"role": "user", "content": question}], add_generation_prompt=True)
+    return tokenizer.encode_text(question)
+
+
+def stop_tokens(folder: Path, hf_config: dict[str, Any], tokenizer: ChatTokenizer) -> set[int]:
+    """Where an answer ends: eos_token_id of generation_config.json, else of config.json, and the tokenizer's EOS."""
+    path = folder / "generation_config.json"
+    generation = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    named = generation.get("eos_token_id", hf_config.get("eos_token_id"))
+    listed = named if isinstance(named, list) else [named]
+    return {token for token in (*listed, tokenizer.eos_id) if token is not None}

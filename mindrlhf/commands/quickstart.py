@@ -1,0 +1,168 @@
+"""The whole pipeline on a small model: data, warm-up, reference log-probs, DPO, merge, answers before and after."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mindrlhf.commands.flags import Parser, command
+from mindrlhf.runtime.errors import UserError
+from mindrlhf.runtime.metrics import read_metrics
+
+ROOT = Path(__file__).resolve().parents[2]
+LAUNCHER = ROOT / "scripts" / "msrun_launcher.sh"
+WORKERS = 2
+SEQ_LEN = 161  # rows of 160 tokens
+QUESTIONS = 4
+LEAST_ACCURACY = 0.6
+SHARE = "eval_logps/accuracies_per_token"
+
+
+def parser() -> Parser:
+    """The command line."""
+    flags = command("quickstart.py", __doc__)
+    flags.add_argument("--output_path", default="quickstart_output", help="folder for everything it makes")
+    return flags
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command of the pipeline: `workers` 0 is a plain process, else the launcher's number."""
+
+    name: str
+    words: tuple[str, ...]
+    workers: int = 0
+
+    def argv(self) -> list[str]:
+        """What is run."""
+        if self.workers:
+            return ["bash", str(LAUNCHER), shlex.join(self.words), str(self.workers)]
+        return [sys.executable, *self.words]
+
+
+def stages(out: Path) -> list[Stage]:
+    """The commands that a user would type, in their order."""
+    model, data, warm, aligned, merged = (str(out / name) for name in ("model", "data", "warm", "dpo", "merged"))
+    configs = ROOT / "model_configs" / "tiny"
+
+    def tool(name: str) -> str:
+        return str(ROOT / "tools" / f"{name}.py")
+
+    def preprocess(name: str, *more: str) -> tuple[str, ...]:
+        files = ("--src", f"{data}/{name}.jsonl", "--dst", str(out / f"{name}.mindrecord"))
+        form = ("--dataset_type", "cvalues", "--tokenizer", model, "--seq_len", str(SEQ_LEN))
+        return (tool("dpo_preprocess"), "--config", str(configs / "dpo.yaml"), *files, *form, *more)
+
+    def train(name: str, *more: str) -> tuple[str, ...]:
+        return (str(ROOT / "run_dpo.py"), "--config", str(configs / f"{name}.yaml"), *more)
+
+    def predict(name: str, checkpoint: str) -> tuple[str, ...]:
+        asked = ("--predict_data", str(out / "questions.jsonl"), "--predict_output", str(out / f"{name}.jsonl"))
+        return train("dpo", "--run_mode", "predict", "--load_checkpoint", checkpoint, *asked)
+
+    parts = str(out / "train.parts")
+    held_out = str(out / "held_out.mindrecord")
+    return [
+        Stage("make a model", (tool("make_tiny_model"), "--family", "qwen2", "--output_path", model)),
+        Stage("make the data", (tool("make_preference_data"), "--output_path", data)),
+        Stage("prepare the corpus", preprocess("corpus", "rlhf.reference=none")),
+        Stage(
+            "warm up (sft)",
+            train("warmup", "--train_dataset", str(out / "corpus.mindrecord"), "--load_checkpoint", model, f"output_dir={warm}"),
+            WORKERS,
+        ),
+        Stage("answers before", predict("answers_before", warm)),
+        Stage("reference log-probs", preprocess("train", "--load_checkpoint", warm), WORKERS),
+        Stage("merge the parts", (tool("dpo_preprocess"), "--merge", "True", "--src", parts, "--dst", f"{parts[:-6]}.mindrecord")),
+        Stage("held-out pairs", preprocess("held_out", "--load_checkpoint", warm)),
+        Stage(
+            "align (dpo)",
+            train(
+                "dpo",
+                *("--train_dataset", str(out / "train.mindrecord"), "--eval_dataset", held_out),
+                *("--load_checkpoint", warm, f"output_dir={aligned}"),
+            ),
+            WORKERS,
+        ),
+        Stage(
+            "merge the ranks",
+            (
+                tool("transform_checkpoint"),
+                f"--src_checkpoint={aligned}/checkpoint_network",
+                f"--src_strategy={aligned}/strategy",
+                f"--dst_checkpoint={merged}",
+            ),
+        ),
+        Stage("answers after", predict("answers_after", merged)),
+    ]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run every stage; 1 where the model did not learn, UserError where a stage fails."""
+    out = Path(parser().parse_args(argv).output_path).resolve()
+    if out.exists() and not (out / "seconds.json").exists():
+        raise UserError(f"{out} exists and is not a former quickstart's; give another --output_path")
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    seconds: dict[str, float] = {}
+    for stage in stages(out):
+        print(f"\n== {stage.name}\n$ {_typed(stage)}", flush=True)
+        began = time.perf_counter()
+        code = subprocess.run(stage.argv(), check=False).returncode
+        seconds[stage.name] = round(time.perf_counter() - began, 1)
+        (out / "seconds.json").write_text(json.dumps(seconds), encoding="utf-8")
+        if code:
+            raise UserError(f"the stage '{stage.name}' ended with exit code {code}; what it said stands above")
+        if stage.name == "make the data":
+            _choose_questions(out)
+    return _report(out, seconds)
+
+
+def _typed(stage: Stage) -> str:
+    argv = stage.argv()
+    return shlex.join(["python" if word == sys.executable else word for word in argv]).replace(f"{ROOT}/", "")
+
+
+def _choose_questions(out: Path) -> None:
+    """The first held-out questions of each language, in turn."""
+    rows = [json.loads(line) for line in (out / "data" / "held_out.jsonl").read_text(encoding="utf-8").splitlines()]
+    english = [row["prompt"] for row in rows if row["prompt"].isascii()]
+    chinese = [row["prompt"] for row in rows if not row["prompt"].isascii()]
+    chosen = [question for pair in zip(chinese, english) for question in pair][:QUESTIONS]
+    lines = [json.dumps({"prompt": question}, ensure_ascii=False) for question in chosen]
+    (out / "questions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _report(out: Path, seconds: dict[str, float]) -> int:
+    rows = read_metrics(out / "dpo" / "metrics.jsonl")
+    steps = [row for row in rows if "loss" in row]
+    evaluations = [row for row in rows if "eval_loss" in row]
+    before, after = evaluations[0], evaluations[-1]
+    print(f"\n{'':34}{'before':>10}{'after':>10}")
+    for name, key in (("held-out: chosen likelier per token", SHARE),):
+        print(f"{name:<34}{before[key]:>10.3f}{after[key]:>10.3f}")
+    for name, key in (("reward accuracy", "eval_rewards/accuracies"), ("reward margin", "eval_rewards/margins")):
+        print(f"{'held-out: ' + name:<34}{'':>10}{after[key]:>10.3f}")
+    print(f"{'training loss, first and last step':<34}{steps[0]['loss']:>10.4f}{steps[-1]['loss']:>10.4f}\n")
+    for name, value in seconds.items():
+        print(f"{name:<34}{value:>10.1f} s")
+    print(f"{'together':<34}{sum(seconds.values()):>10.1f} s\n")
+    for old, new in zip(_answers(out / "answers_before.jsonl"), _answers(out / "answers_after.jsonl")):
+        print(f"question: {old['prompt']}\n  before: {old['answer']}\n  after:  {new['answer']}\n")
+    print(f"curves: {out / 'dpo' / 'curves.png'}")
+    if after[SHARE] > before[SHARE] and after["eval_rewards/accuracies"] >= LEAST_ACCURACY:
+        return 0
+    print("error: the model did not learn the preference", file=sys.stderr)
+    return 1
+
+
+def _answers(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -1,0 +1,48 @@
+"""tools/transform_checkpoint.py: one checkpoint out of those of many ranks."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
+    parser = argparse.ArgumentParser(
+        prog="transform_checkpoint.py",
+        description="Join the checkpoints that the ranks of one run wrote into one that a single device can load.",
+        epilog="The result is DST_CHECKPOINT/checkpoint_network/rank_0/checkpoint_0.<ending of the source>, with "
+        "config.json, generation_config.json and the tokenizer's files carried along.",
+        allow_abbrev=False,
+    )
+    source = parser.add_argument_group("source")
+    source.add_argument(
+        "--src_checkpoint", required=True, metavar="DIR", help="the run's checkpoint_network, which holds rank_0, ..."
+    )
+    source.add_argument(
+        "--src_strategy",
+        required=True,
+        metavar="DIR",
+        help="the run's strategy, which holds ckpt_strategy_rank_0.ckpt, ...",
+    )
+    target = parser.add_argument_group("destination")
+    target.add_argument(
+        "--dst_checkpoint", required=True, metavar="DIR", help="the folder to write; created where it does not exist"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; raises `UserError` for a wrong input."""
+    options = build_parser().parse_args(argv)
+
+    from mindrlhf.runtime.logging import quiet
+
+    quiet()
+    from mindrlhf.checkpoint.merge import merge
+
+    merged = merge(options.src_checkpoint, options.src_strategy, options.dst_checkpoint)
+    print(f"merged {merged.ranks} rank(s): {merged.tensors} tensors, {merged.size / 2**20:.1f} MiB")
+    print(f"wrote  {merged.path}")
+    print(f"beside {', '.join(merged.carried) or 'no config.json and no tokenizer: the source has none'}")
+    return 0

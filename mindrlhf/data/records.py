@@ -1,0 +1,273 @@
+"""Pairs in MindRecord files, unpadded. The only code that touches MindRecord.
+
+A MindRecord cannot be renamed, since its index holds the base name: it is written under its final name in a temporary
+folder beside its place and moved; its sidecar (`sidecar.py`) is moved last and makes it valid.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable
+
+import numpy as np
+
+from mindrlhf.data.sidecar import (
+    ENDING,
+    Part,
+    Sidecar,
+    check_destination,
+    complete_parts,
+    data_files,
+    find_parts,
+    sidecar_path,
+    write_sidecar,
+)
+from mindrlhf.runtime import logging
+from mindrlhf.runtime.errors import BadRecord, UserError
+from mindrlhf.runtime.files import PathLike, fsync_path, sha256_file
+
+TOKEN_FIELDS = ("prompt_ids", "chosen_ids", "rejected_ids")
+REFERENCE_FIELDS = ("ref_chosen_logps", "ref_rejected_logps", "ref_chosen_shared_logps", "ref_rejected_shared_logps")
+HEADER_BYTES = 1 << 20
+SMALLEST_PAGE = 1 << 20
+MOST_PAGES = 2048  # each takes about 200 bytes of the header
+ROWS_PER_WRITE = 1000  # fixed: the bytes of a MindRecord depend on it
+# Parts, their indices and sidecars, rejected lines, and temporary ones of a run that was killed.
+LEFTOVER = re.compile(r"\.?(?:part|rejected)-(\d{4,})[-.]")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One preference in tokens: `pair_id` is its row in the source, from 0; the ids are (length,) int32, never empty.
+
+    The four sums of reference log-probs are float32 values, all there or all None.
+    """
+
+    pair_id: int
+    prompt_ids: np.ndarray
+    chosen_ids: np.ndarray
+    rejected_ids: np.ndarray
+    ref_chosen_logps: float | None = None
+    ref_rejected_logps: float | None = None
+    ref_chosen_shared_logps: float | None = None
+    ref_rejected_shared_logps: float | None = None
+
+
+def part_folder(dst: PathLike) -> Path:
+    """`out.mindrecord` -> `out.parts`, where workers put their parts."""
+    path = Path(dst)
+    return path.with_name(path.name.removesuffix(ENDING) + ".parts")
+
+
+def part_path(dst: PathLike, rank: int, part: int) -> Path:
+    """`out.mindrecord` -> `out.parts/part-RRRR-PPPPP.mindrecord`, part `part` of worker `rank`."""
+    return part_folder(dst) / f"part-{rank:04d}-{part:05d}{ENDING}"
+
+
+def clear_parts(dst: PathLike, rank: int, world: int) -> None:
+    """Remove what an earlier run left among the parts: worker `rank` that of the ranks rank, rank + world, ..."""
+    folder = part_folder(dst)
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        name = LEFTOVER.match(entry.name)
+        if name is None or int(name[1]) % world != rank:
+            continue
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def write_records(
+    path: PathLike,
+    pairs: Sequence[Pair],
+    *,
+    provenance: Mapping[str, Any],
+    span: tuple[int, int],
+    total: int,
+    overlong: int,
+    rejected: Mapping[str, int],
+) -> Sidecar:
+    """Write the pairs of source rows `span[0]` to `span[1]` - 1 of `total`; a MindRecord of that name is replaced when
+    the new one is complete. The same pairs and name give the same bytes.
+
+    Pairs carry reference log-probs when `provenance["reference"]` is "record", and only then. BadRecord for a pair that
+    is not so or has an empty field, and where MindSpore kept fewer pairs than it was given.
+    """
+    target = Path(path)
+    check_destination(target)
+    accounted = len(pairs) + overlong + sum(rejected.values())
+    assert span[1] - span[0] == accounted, f"{span} is not {accounted} rows"
+    schema = _schema(_has_reference(provenance))
+    chosen_tokens = [len(pair.chosen_ids) for pair in pairs]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent) as folder:
+        files = data_files(Path(folder, target.name))
+        _write_mindrecord(files[0], pairs, schema)
+        sidecar = Sidecar(
+            provenance=dict(provenance),
+            fields=list(schema),
+            rows=span,
+            total=total,
+            pairs=len(pairs),
+            overlong=overlong,
+            rejected=dict(rejected),
+            chosen_tokens=chosen_tokens,
+            max_prompt=max((len(pair.prompt_ids) for pair in pairs), default=0),
+            max_response=max([*chosen_tokens, *(len(pair.rejected_ids) for pair in pairs)], default=0),
+            files={file.name: {"sha256": sha256_file(file), "size": file.stat().st_size} for file in files},
+        )
+        # Without its sidecar a half-replaced record does not verify.
+        sidecar_path(target).unlink(missing_ok=True)
+        fsync_path(target.parent)
+        for file in files:
+            fsync_path(file)
+            os.replace(file, target.with_name(file.name))
+        fsync_path(target.parent)
+    write_sidecar(target, sidecar)
+    return sidecar
+
+
+def read_pairs(parts: Sequence[Part]) -> Iterator[Pair]:
+    """The pairs of verified MindRecords, in order."""
+    from mindspore.mindrecord import FileReader
+
+    for path, sidecar in parts:
+        count = 0
+        # One consumer keeps the order; the default of four is refused where there are fewer cores.
+        with closing(FileReader(str(path), num_consumer=1)) as reader:
+            for row in reader.get_next():
+                count += 1
+                yield Pair(
+                    **{name: row[name].item() if name in REFERENCE_FIELDS else row[name] for name in sidecar.fields}
+                )
+        if count != sidecar.pairs:
+            raise BadRecord(f"{path} gives {count} pairs, {sidecar.pairs} were written; preprocess again")
+
+
+class PairRecords:
+    """All pairs of a MindRecord, or of a folder of parts, in memory: `records[i]` is a `Pair`, for any i at any time.
+
+    Where `x.mindrecord` is absent and the folder `x.parts` is there, that is read, which `log` is told. BadRecord where
+    something is damaged, missing, double, or of another run; UserError where there is nothing to read.
+    """
+
+    def __init__(self, path: PathLike, log: Callable[[str], None] = logging.log) -> None:
+        parts = complete_parts(_record_files(Path(path), log))
+        tokens = {name: bytearray() for name in TOKEN_FIELDS}
+        ends = {name: [0] for name in TOKEN_FIELDS}
+        ids: list[int] = []
+        references: list[tuple[float, ...]] = []
+        for pair in read_pairs(parts):
+            for name in TOKEN_FIELDS:
+                tokens[name] += getattr(pair, name).tobytes()
+                ends[name].append(len(tokens[name]) // np.dtype(np.int32).itemsize)
+            ids.append(pair.pair_id)
+            references.append(tuple(getattr(pair, name) for name in REFERENCE_FIELDS))
+        if not ids:
+            raise UserError(f"{path} holds no pair; preprocess again")
+        self.path = Path(path)
+        self.provenance = parts[0][1].provenance
+        self.max_prompt = max(sidecar.max_prompt for _, sidecar in parts)
+        self.max_response = max(sidecar.max_response for _, sidecar in parts)
+        self._ids = np.array(ids, np.int64)
+        self._tokens = {name: np.frombuffer(buffer, np.int32) for name, buffer in tokens.items()}
+        self._ends = {name: np.array(places, np.int64) for name, places in ends.items()}
+        self._references = np.array(references, np.float32) if self.has_reference else None
+
+    @property
+    def seq_len(self) -> int:
+        """Most tokens that prompt and response have together."""
+        return int(self.provenance["seq_len"])
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the pairs carry reference log-probs."""
+        return _has_reference(self.provenance)
+
+    @property
+    def chosen_lengths(self) -> np.ndarray:
+        """Tokens of the chosen response of every pair: (len,) int64."""
+        return np.diff(self._ends["chosen_ids"])
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, index: int) -> Pair:
+        place = range(len(self))[index]
+        row: dict[str, Any] = {}
+        for name in TOKEN_FIELDS:
+            ends = self._ends[name]
+            row[name] = self._tokens[name][ends[place] : ends[place + 1]]
+        if self._references is not None:
+            row.update(zip(REFERENCE_FIELDS, self._references[place].tolist()))
+        return Pair(int(self._ids[place]), **row)
+
+
+def _record_files(path: Path, log: Callable[[str], None]) -> list[Path]:
+    if path.is_dir():
+        return find_parts(path)
+    folder = part_folder(path)
+    if path.exists() or not folder.is_dir():
+        return [path]
+    log(f"{path} is absent; reading its parts in {folder}")
+    return find_parts(folder)
+
+
+def _has_reference(provenance: Mapping[str, Any]) -> bool:
+    return provenance.get("reference") == "record"
+
+
+def _schema(with_reference: bool) -> dict[str, dict[str, Any]]:
+    schema: dict[str, dict[str, Any]] = {"pair_id": {"type": "int64"}}
+    schema.update({name: {"type": "int32", "shape": [-1]} for name in TOKEN_FIELDS})
+    if with_reference:
+        # Of shape (1,): MindSpore takes a scalar float through JSON, which loses -0.0, tiny and huge values.
+        schema.update({name: {"type": "float32", "shape": [1]} for name in REFERENCE_FIELDS})
+    return schema
+
+
+def _row(pair: Pair, schema: Mapping[str, Any]) -> dict[str, Any]:
+    row: dict[str, Any] = {"pair_id": pair.pair_id}
+    for name in TOKEN_FIELDS:
+        row[name] = getattr(pair, name)
+        if len(row[name]) == 0:
+            raise BadRecord(f"row {pair.pair_id + 1} of the source has no {name}; a pair needs all three")
+    for name in REFERENCE_FIELDS:
+        value = getattr(pair, name)
+        if (value is None) == (name in schema):
+            wanted = "with" if name in schema else "without"
+            raise BadRecord(f"row {pair.pair_id + 1} of the source: {name} is {value} in a record {wanted} reference")
+        if value is not None:
+            row[name] = np.array([value], np.float32)
+    return row
+
+
+def _page_bytes(pairs: Sequence[Pair]) -> int:
+    """A power of two that holds the longest row, and so many of all rows that the header can list the pages."""
+    sizes = [1024 + 4 * sum(len(getattr(pair, name)) for name in TOKEN_FIELDS) for pair in pairs]
+    needed = max(max(sizes, default=0), sum(sizes) // MOST_PAGES)
+    return max(SMALLEST_PAGE, 1 << (needed - 1).bit_length())
+
+
+def _write_mindrecord(path: Path, pairs: Sequence[Pair], schema: dict[str, dict[str, Any]]) -> None:
+    from mindspore.mindrecord import FileReader, FileWriter
+
+    writer = FileWriter(str(path))
+    writer.set_header_size(HEADER_BYTES)
+    writer.set_page_size(_page_bytes(pairs))
+    writer.add_schema(schema, "pairs")
+    for start in range(0, len(pairs), ROWS_PER_WRITE):
+        writer.write_raw_data([_row(pair, schema) for pair in pairs[start : start + ROWS_PER_WRITE]])
+    writer.commit()
+    with closing(FileReader(str(path), num_consumer=1)) as reader:
+        kept = reader.len()
+    # A pair that MindSpore does not like is dropped with no more than a warning.
+    if kept != len(pairs):
+        raise BadRecord(f"{path.name}: MindSpore kept {kept} of {len(pairs)} pairs; their fields have a wrong type")

@@ -1,0 +1,162 @@
+"""Tokenizers of Hugging Face folders: text and conversations to ids and back, by transformers, offline."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mindrlhf.data.formats import Message
+from mindrlhf.data.templates import ChatTemplate, Piece
+from mindrlhf.runtime.errors import UserError
+from mindrlhf.runtime.files import PathLike
+
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
+_COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+
+
+class ChatTokenizer:
+    """A fast transformers tokenizer with its chat template.
+
+    `path` is where it was loaded from, `files` what a copy needs. The text of a special token, inside a message or a
+    text, never becomes that token.
+    """
+
+    def __init__(self, tokenizer: Any, path: Path, files: list[Path]) -> None:
+        self.path = path
+        self.files = files
+        self.eos_token: str | None = tokenizer.eos_token
+        self.eos_id: int | None = tokenizer.eos_token_id
+        self.pad_id: int | None = self.eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self.vocab_size = len(tokenizer)
+        self._tokenizer = tokenizer
+        self._template = ChatTemplate(tokenizer)
+
+    @property
+    def has_template(self) -> bool:
+        """Whether conversations can be encoded."""
+        return bool(self._template.source)
+
+    def encode_messages(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[int]:
+        """Ids of the conversation: those of `apply_chat_template`, unless a message holds a special token's text.
+
+        Raises `TemplateError` where the template refuses the conversation, `UserError` where there is no template.
+        """
+        if not self.has_template:
+            raise UserError(f"the tokenizer {self.path} has no chat template, and the data are conversations")
+        pieces = self._template.split(messages, add_generation_prompt)
+        return [token for index, piece in enumerate(pieces) for token in self._encode_piece(piece, index == 0)]
+
+    def encode_text(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Ids of `text`, with the tokenizer's BOS and the like where `add_special_tokens`."""
+        return self._encode(text, literal=True, add_special_tokens=add_special_tokens)
+
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
+        """Text of `ids`."""
+        return self._tokenizer.decode([int(token) for token in ids], skip_special_tokens=skip_special_tokens)
+
+    @cached_property
+    def tokenizer_hash(self) -> str:
+        """sha256 of what the tokenizer does, whatever files said so and wherever they lie."""
+        names = ("bos_token", "eos_token", "pad_token")
+        state = {"backend": self._backend_state(), **{name: getattr(self._tokenizer, name) for name in names}}
+        return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def template_hash(self) -> str:
+        """sha256 of the chat template's text, of the empty text where there is none."""
+        return hashlib.sha256(self._template.source.encode()).hexdigest()
+
+    def _encode(self, text: str, literal: bool, add_special_tokens: bool) -> list[int]:
+        encoding = self._tokenizer(
+            text, add_special_tokens=add_special_tokens, split_special_tokens=literal, verbose=False
+        )
+        return encoding["input_ids"]
+
+    def _encode_piece(self, piece: Piece, first: bool) -> list[int]:
+        if piece.literal and not first:
+            return self._inner_backend.encode(piece.text, add_special_tokens=False).ids
+        return self._encode(piece.text, piece.literal, add_special_tokens=False)
+
+    @cached_property
+    def _inner_backend(self) -> Any:
+        """The backend for literal text that does not begin a rendering.
+
+        A tokenizer that puts a blank before the first word of a text alone must not put one here.
+        """
+        from tokenizers import Tokenizer
+
+        state = json.dumps(self._backend_state())
+        backend = Tokenizer.from_str(json.dumps(json.loads(state, object_hook=_without_first_blank)))
+        backend.encode_special_tokens = True
+        return backend
+
+    def _backend_state(self) -> dict[str, Any]:
+        state = json.loads(self._tokenizer.backend_tokenizer.to_str())
+        return {**state, "truncation": None, "padding": None}
+
+
+def load_tokenizer(path: PathLike, merges_file: PathLike | None = None) -> ChatTokenizer:
+    """The tokenizer of a Hugging Face folder, of a `tokenizer.json`, or of a `vocab.json` with its `merges.txt`.
+
+    Template and special tokens come from `tokenizer_config.json` and `chat_template.jinja` beside the file. The merges
+    lie beside the vocabulary unless `merges_file` names them. `UserError` where something is missing or broken.
+    """
+    given = Path(path)
+    if not given.exists():
+        raise UserError(f"tokenizer {given} does not exist")
+    if merges_file is not None or given.name.endswith("vocab.json"):
+        return _from_vocabulary(given, merges_file)
+    if given.is_dir() or given.name == "tokenizer.json":
+        folder = given if given.is_dir() else given.parent
+        return _from_folder(given, folder, _existing(folder, *_VOCABULARIES, *_COMPANIONS))
+    raise UserError(
+        f"{given} is no tokenizer; give a Hugging Face folder, its tokenizer.json, or its vocab.json with merges.txt"
+    )
+
+
+def _from_vocabulary(given: Path, merges_file: PathLike | None) -> ChatTokenizer:
+    vocabulary = given / "vocab.json" if given.is_dir() else given
+    folder = vocabulary.parent
+    merges = folder / "merges.txt" if merges_file is None else Path(merges_file)
+    if vocabulary.name == "tokenizer.json":
+        raise UserError(f"{vocabulary} holds its merges; a merges file goes with a vocab.json")
+    for needed in (vocabulary, merges, folder / "tokenizer_config.json"):
+        if not needed.is_file():
+            raise UserError(f"{needed} does not exist, and the tokenizer {given} needs it")
+    files = [vocabulary, merges, *_existing(folder, *_COMPANIONS)]
+    # tokenizer_file=None: a tokenizer.json in the folder must not win over the files that were named.
+    return _from_folder(given, folder, files, vocab_file=str(vocabulary), merges_file=str(merges), tokenizer_file=None)
+
+
+def _from_folder(given: Path, folder: Path, files: list[Path], **vocabulary: str | None) -> ChatTokenizer:
+    names = {file.name for file in files}
+    if not names & {"tokenizer.json", "tokenizer_config.json"}:
+        raise UserError(f"{folder} has neither tokenizer.json nor tokenizer_config.json, so it is no tokenizer")
+    for name, value in (("HF_HUB_OFFLINE", "1"), ("TRANSFORMERS_VERBOSITY", "error")):
+        os.environ.setdefault(name, value)
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    loader = AutoTokenizer if "tokenizer_config.json" in names else PreTrainedTokenizerFast
+    try:
+        tokenizer = loader.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, **vocabulary)
+    except Exception as error:  # the tokenizers library raises no narrower one
+        cause = str(error).strip().split("\n")[0]
+        if "trust_remote_code" in str(error):
+            cause = "it needs Python code of its own, which is never run"
+        raise UserError(f"the tokenizer {given} cannot be loaded: {cause}") from error
+    if not tokenizer.is_fast:
+        raise UserError(f"the tokenizer {given} has no fast form; convert it to a tokenizer.json")
+    return ChatTokenizer(tokenizer, given, files)
+
+
+def _existing(folder: Path, *names: str) -> list[Path]:
+    return [folder / name for name in names if (folder / name).is_file()]
+
+
+def _without_first_blank(node: dict[str, Any]) -> dict[str, Any]:
+    return {**node, "prepend_scheme": "never"} if node.get("prepend_scheme") == "first" else node

@@ -1,0 +1,338 @@
+"""Runs a command on several workers: shows rank 0, alone and live, and tells a failure in the failing worker's words.
+
+    bash scripts/msrun_launcher.sh "SCRIPT ARGS" [WORKERS]
+
+One worker is the script itself, without a cluster. More are started by msrun, and each by this file once more
+(`--as-worker`), which keeps the worker's stderr apart and writes down its exit code: msrun itself knows only 0 and 1.
+
+Environment: MSRUN_LOG_DIR, the folder for the workers' logs (else a temporary one, kept when the run fails), and
+OMP_NUM_THREADS. Several nodes run the same line each with NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT set, WORKERS
+being the number on all nodes together; this has not been tried on real nodes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from mindrlhf.runtime import logging
+from mindrlhf.runtime.errors import UserError, run
+from mindrlhf.runtime.files import write_text
+
+ROOT = Path(__file__).resolve().parents[2]
+USAGE = 'usage: bash scripts/msrun_launcher.sh "SCRIPT ARGS" [WORKERS]'
+POLL_SECONDS = 0.1
+# After the first failure the others may still end by themselves, and rank 0 say the same thing in its own voice.
+GRACE_SECONDS = 2.0
+# msrun kills all workers within a second of the first that fails, so that one stays until the launcher has seen it.
+HOLD_SECONDS = 10.0
+# MindSpore's log lines: "[INFO] DISTRIBUTED(812,7f30,python):2026-..." and "[WARNING] ME(812:1405,MainProcess):...".
+CHATTER = re.compile(rb"\[(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)\] [A-Z_]+\(\d+[,:]")
+MAYBE_CHATTER = re.compile(rb"\[(?:[A-Z]|$)")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The workers of a job and those of them on this node."""
+
+    workers: int
+    nodes: int
+    node_rank: int
+    address: str
+    port: int
+
+    @property
+    def local(self) -> range:
+        """Ranks on this node."""
+        count = self.workers // self.nodes
+        return range(self.node_rank * count, (self.node_rank + 1) * count)
+
+    @classmethod
+    def from_environment(cls, workers: int) -> Cluster:
+        nodes = _number("NNODES", 1)
+        if workers % nodes:
+            raise UserError(f"{workers} workers cannot be spread evenly over NNODES={nodes} nodes")
+        if nodes > 1:
+            missing = [name for name in ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+            if missing:
+                raise UserError(f"NNODES={nodes} needs {', '.join(missing)} to be set on every node")
+        address = os.environ.get("MASTER_ADDR", "127.0.0.1")
+        port = _number("MASTER_PORT", 0) or _free_port()
+        return cls(workers, nodes, _number("NODE_RANK", 0) if nodes > 1 else 0, address, port)
+
+
+def _number(variable: str, default: int) -> int:
+    value = os.environ.get(variable, str(default))
+    if not value.isdigit():
+        raise UserError(f"{variable}={value} is not a whole number")
+    return int(value)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Follower:
+    """Copies to a stream what a growing file gains, live, without MindSpore's log lines."""
+
+    def __init__(self, path: Path, stream: BinaryIO, filtered: bool) -> None:
+        self.path, self.stream, self.filtered = path, stream, filtered
+        self.position = 0
+        self.rest = b""
+
+    def show(self, last: bool = False) -> None:
+        """Copy what is new. A line without its end is shown too, being progress, unless it may become a log line."""
+        if self.path.exists():
+            with open(self.path, "rb") as file:
+                file.seek(self.position)
+                self.rest += file.read()
+                self.position = file.tell()
+        *lines, rest = re.split(rb"(?<=[\r\n])", self.rest)
+        if last or not MAYBE_CHATTER.match(rest):
+            lines, rest = [*lines, rest], b""
+        self.rest = rest
+        self.stream.write(b"".join(line for line in lines if not (self.filtered and CHATTER.match(line))))
+        self.stream.flush()
+
+
+class Stopped(Exception):
+    """A signal asked us to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.signal = signal.Signals(number)
+
+
+@contextlib.contextmanager
+def _signals_raise() -> Iterator[None]:
+    def stop(number: int, frame: Any) -> None:
+        raise Stopped(number)
+
+    caught = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    # What the caller ignores (nohup, a background job) stays ignored.
+    before = {number: signal.signal(number, stop) for number in caught if signal.getsignal(number) != signal.SIG_IGN}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Job:
+    """One run of `words` on the workers of a cluster. `folder` holds their logs, process ids and exit codes."""
+
+    def __init__(self, words: Sequence[str], cluster: Cluster, folder: Path) -> None:
+        self.words, self.cluster, self.folder = words, cluster, folder
+
+    def run(self) -> int:
+        """Start the workers, show rank 0, wait for the end, leave no process behind; returns the exit code."""
+        filtered = os.environ[logging.GLOG] == logging.GLOG_LEVEL
+        first = self.cluster.local[0]
+        out = Follower(self._file(first, "log"), sys.stdout.buffer, filtered)
+        err = Follower(self._file(first, "err"), sys.stderr.buffer, filtered)
+        self._clear()
+        with _signals_raise():
+            msrun = self._start()
+            try:
+                while not self._over(msrun):
+                    time.sleep(POLL_SECONDS)
+                    out.show()
+                    err.show()
+            except Stopped as stopped:
+                self._forward(stopped.signal)
+                raise
+            finally:
+                self._kill(msrun)
+        out.show(last=True)
+        err.show(last=True)
+        return self._verdict()
+
+    def _file(self, rank: int, kind: str) -> Path:
+        return self.folder / f"worker_{rank}.{kind}"
+
+    def _clear(self) -> None:
+        for rank in self.cluster.local:
+            for kind in ("log", "err", "pid", "exit"):
+                self._file(rank, kind).unlink(missing_ok=True)
+        (self.folder / "stopped").unlink(missing_ok=True)
+        write_text(self.folder / "command.json", json.dumps(self.words))
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        cluster = self.cluster
+        command = [sys.executable, "-m", "mindspore.parallel.cluster.run"]
+        command += [f"--worker_num={cluster.workers}", f"--local_worker_num={len(cluster.local)}"]
+        command += [f"--master_addr={cluster.address}", f"--master_port={cluster.port}"]
+        # No worker has the number that is to be tailed: we show rank 0 ourselves.
+        command += [f"--log_dir={self.folder}", "--join=True", f"--tail_worker_log={cluster.workers}"]
+        if cluster.nodes > 1:
+            command.append(f"--node_rank={cluster.node_rank}")
+        command += [__file__, "--as-worker", str(self.folder)]
+        environment = dict(os.environ)
+        environment["PATH"] = os.path.dirname(sys.executable) + os.pathsep + environment["PATH"]
+        environment["PYTHONUNBUFFERED"] = "1"
+        if sys.stdout.isatty():
+            environment[logging.LIVE_VARIABLE] = "1"
+        with open(self.folder / "msrun.log", "wb") as log:
+            # Its own session, so that Ctrl-C reaches the launcher alone and its scheduler can be ended with it.
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
+
+    def _exits(self) -> list[tuple[int, int, int]]:
+        """(time, rank, exit code) of the workers that have ended, in the order in which they did."""
+        files = [(rank, self._file(rank, "exit")) for rank in self.cluster.local]
+        return sorted((file.stat().st_mtime_ns, rank, int(file.read_text())) for rank, file in files if file.exists())
+
+    def _over(self, msrun: subprocess.Popen[bytes]) -> bool:
+        if msrun.poll() is not None:
+            return True
+        exits = self._exits()
+        failures = [moment for moment, _, code in exits if code]
+        if not failures:
+            return False
+        return len(exits) == len(self.cluster.local) or time.time_ns() - failures[0] > GRACE_SECONDS * 1e9
+
+    def _pids(self) -> list[int]:
+        files = [self._file(rank, "pid") for rank in self.cluster.local]
+        return [int(file.read_text()) for file in files if file.exists()]
+
+    def _forward(self, number: int) -> None:
+        """Pass a signal on, so that the workers can tidy up, and give them a moment for it."""
+        for pid in self._pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        end = time.monotonic() + GRACE_SECONDS
+        while len(self._exits()) < len(self._pids()) and time.monotonic() < end:
+            time.sleep(POLL_SECONDS)
+
+    def _kill(self, msrun: subprocess.Popen[bytes]) -> None:
+        # A worker that has just been started writes its process id first and looks for this file then.
+        write_text(self.folder / "stopped", "")
+        for group in [msrun.pid, *self._pids()]:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
+        msrun.wait()
+
+    def _verdict(self) -> int:
+        """The exit code of the worker that failed first, whose last words are said unless rank 0 has said them."""
+        exits = self._exits()
+        failures = [(rank, code) for _, rank, code in exits if code]
+        if not failures and len(exits) == len(self.cluster.local):
+            return 0
+        if not failures:
+            print(f"error: a worker or msrun was ended from outside; see {self.folder}/msrun.log", file=sys.stderr)
+            return 1
+        rank, code = failures[0]
+        words = last_words(self._file(rank, "err").read_bytes(), code)
+        shown = self._file(self.cluster.local[0], "err").read_text(encoding="utf-8", errors="replace")
+        if words.splitlines()[-1] not in shown:
+            print(f"rank {rank}: {words}", file=sys.stderr)
+        return code if code > 0 else 128 - code
+
+
+def last_words(stderr: bytes, code: int) -> str:
+    """Why a worker ended: its "error: ..." line, else its traceback, else its last line.
+
+    `code` is subprocess's: the negative signal number if it was killed, of which it could say nothing.
+    """
+    if code < 0:
+        return f"killed by signal {-code}"
+    lines = [line.decode("utf-8", "replace") for line in stderr.splitlines() if line and not CHATTER.match(line)]
+    for line in reversed(lines):
+        if line.startswith("error: "):
+            return line
+    starts = [number for number, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")]
+    if starts:
+        return "\n".join(lines[starts[-1] :])
+    return lines[-1] if lines else f"ended with exit code {code}"
+
+
+def run_worker(folder: Path) -> int:
+    """Run the job's command as the worker that msrun says we are, its stderr in a file; write down its exit code."""
+    command = [sys.executable, *json.loads((folder / "command.json").read_text(encoding="utf-8"))]
+    if os.environ["MS_ROLE"] == "MS_SCHED":
+        os.execv(sys.executable, command)  # noqa: S606
+    name = f"worker_{os.environ['RANK_ID']}"
+    write_text(folder / f"{name}.pid", str(os.getpid()))
+    if (folder / "stopped").exists():
+        return 1
+    with open(folder / f"{name}.err", "wb") as stderr:
+        child = subprocess.Popen(command, stderr=stderr)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, frame: child.send_signal(number))
+    code = child.wait()
+    write_text(folder / f"{name}.exit", str(code))
+    if code:
+        time.sleep(HOLD_SECONDS)
+    return code if code >= 0 else 128 - code
+
+
+def parse(argv: Sequence[str]) -> tuple[list[str], int]:
+    """The command line ["SCRIPT ARGS", WORKERS] as the script's words and the number of workers."""
+    if len(argv) not in (1, 2):
+        raise UserError(f"{USAGE}: one quoted string and a number, but {len(argv)} words came")
+    try:
+        words = shlex.split(argv[0])
+    except ValueError as error:
+        raise UserError(f"the command {argv[0]!r} cannot be split into words: {error}") from None
+    if not words:
+        raise UserError(f"{USAGE}: no script is named")
+    workers = argv[1] if len(argv) == 2 else "8"
+    if not workers.isdigit() or int(workers) == 0:
+        raise UserError(f"the number of workers must be a positive whole number, not '{workers}'")
+    script = next((path for path in (Path(words[0]), ROOT / words[0]) if path.is_file()), None)
+    if script is None:
+        raise UserError(f"no such script: {words[0]} (looked in {Path.cwd()} and {ROOT})")
+    return [str(script), *words[1:]], int(workers)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the script on the workers; the exit code is that of the worker that failed first, or 0."""
+    if argv[:1] == ["--as-worker"]:
+        return run_worker(Path(argv[1]))
+    words, workers = parse(argv)
+    cluster = Cluster.from_environment(workers)
+    cores = len(os.sched_getaffinity(0))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // len(cluster.local))))
+    if workers == 1:
+        os.execv(sys.executable, [sys.executable, *words])  # noqa: S606
+    logging.quiet()
+    kept = os.environ.get("MSRUN_LOG_DIR")
+    folder = Path(kept or tempfile.mkdtemp(prefix="mindrlhf-log-")).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        code = Job(words, cluster, folder).run()
+    except Stopped as stopped:
+        code, end = 128 + stopped.signal, f"stopped by {stopped.signal.name}"
+    else:
+        end = f"logs: {folder}" if code else ""
+    if end:
+        print(end, file=sys.stderr)
+    if not kept and not end.startswith("logs"):
+        shutil.rmtree(folder)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,43 @@
+"""metrics.jsonl: one JSON object per logged step."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from mindrlhf.runtime.errors import UserError
+from mindrlhf.runtime.files import PathLike, write_text
+
+
+def read_metrics(path: PathLike) -> list[dict[str, Any]]:
+    """The rows of a metrics file; UserError for a line that is not one."""
+    rows = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            raise UserError(f"{path}: line {number} is not a JSON object; remove it or start anew") from None
+    return rows
+
+
+class MetricsWriter:
+    """Appends rows. A run that starts anew replaces the file; one that resumes after step k drops the rows beyond it."""
+
+    def __init__(self, path: PathLike, resumed_step: int = 0) -> None:
+        self.path = Path(path)
+        kept = []
+        if resumed_step and self.path.exists():
+            # A row cut off by a dead run is beyond the last saved step by nature.
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= resumed_step]
+        write_text(self.path, "".join(f"{line}\n" for line in kept))
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append one row, unrounded; a number that is not finite is written as null."""
+        clean = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
+        }
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(clean) + "\n")

@@ -1,0 +1,190 @@
+"""Direct preference optimisation: what a step, an evaluation and a checkpoint of the loop are."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+from mindspore import Tensor
+
+from mindrlhf.cells.preference import SUMS
+from mindrlhf.cells.train_step import TrainStep
+from mindrlhf.checkpoint import store
+from mindrlhf.config.load import to_dict
+from mindrlhf.config.schema import Config
+from mindrlhf.data.batches import Counts, PreferenceBatches, batch_shape, split_micro_batches
+from mindrlhf.data.records import PairRecords
+from mindrlhf.data.rows import Rows
+from mindrlhf.parallel.strategy import write_strategy
+from mindrlhf.runtime.device import Device
+from mindrlhf.runtime.errors import UserError
+from mindrlhf.runtime.logging import log
+from mindrlhf.trainers import provenance
+from mindrlhf.trainers.loop import total_steps
+from mindrlhf.trainers.optimizer import build_optimizer, learning_rates, optimizer_state
+from mindrlhf.trainers.policy import build_options, find_source, load_weights
+from mindrlhf.trainers.registry import LossSettings, build_preference_cell, loss_settings
+
+# Bounds (relative, absolute) of |logp - ref| before the first update, where policy and reference are the same weights.
+FIRST_STEP = {"float32": (1e-5, 1e-3), "float16": (2e-2, 1e-3), "bfloat16": (2e-2, 1e-3)}
+
+
+class DPOTrainer:
+    """A `loop.Trainer` on preference records."""
+
+    def __init__(self, config: Config, device: Device) -> None:
+        self.config = config
+        self.device = device
+        self.loss: LossSettings = loss_settings(config)
+        train = provenance.open_records(config.data.train) if config.run_mode == "train" else None
+        evaluated = provenance.open_records(config.data.eval) if config.data.eval else None
+        opened = [records for records in (train, evaluated) if records is not None]
+        self.shape = batch_shape(opened, config.data.seq_len)
+        self.micro, self.passes = split_micro_batches(
+            config.train.global_batch_pairs, device.data_parallel, config.train.micro_batch_pairs
+        )
+        self.source = find_source(config)
+        self.tokenizer = provenance.find_tokenizer(config, self.source.weights.folder, opened[0])
+        for records in opened:
+            provenance.check_record(records, self.tokenizer, self.loss)
+        options = build_options(config, device, self.shape.length)
+        self.dtype = options.compute_dtype
+        self.cell = build_preference_cell(self.source, options, self.loss, device.explicit_reduction)
+        fingerprint = load_weights(self.source, self.cell)
+        same = [provenance.check_reference(records, fingerprint, config, self.loss) for records in opened]
+        self.checks_first_step = same[0]
+        self.tokens_seen = 0
+        self.eval_batches = self._batches(evaluated, whole_set=True) if evaluated else None
+        if train is not None:
+            self._prepare_training(train)
+
+    def _prepare_training(self, records: PairRecords) -> None:
+        config, device = self.config, self.device
+        self.batches = self._batches(records, shuffle=config.data.shuffle)
+        self.steps_per_epoch = self.batches.steps_per_epoch
+        steps = total_steps(config, self.steps_per_epoch)
+        self.learning_rates = learning_rates(config.optimizer.learning_rate, config.lr_schedule, steps)
+        self.optimizer = build_optimizer(self.cell, config.optimizer, self.learning_rates)
+        reduce_over = device.data_parallel if device.explicit_reduction else 1
+        self.step = TrainStep(self.cell, self.optimizer, config.train.max_grad_norm, self.passes, reduce_over)
+        self.step.set_train()
+        log(
+            f"{len(records)} pairs, {steps} steps of {config.train.global_batch_pairs}: {device.data_parallel} worker(s) "
+            f"x {self.micro} pair(s) x {self.passes} pass(es); rows of {self.shape.length} tokens"
+        )
+
+    def _batches(self, records: PairRecords, shuffle: bool = False, whole_set: bool = False) -> PreferenceBatches:
+        return PreferenceBatches(
+            records,
+            self.shape,
+            self.config.train.global_batch_pairs,
+            self.micro,
+            worker=self.device.data_rank,
+            workers=self.device.data_parallel,
+            shuffle=shuffle,
+            seed=self.config.seed,
+            with_reference=self.loss.reference != "none",
+            whole_set=whole_set,
+        )
+
+    def train_step(self, step: int) -> dict[str, float]:
+        """Update `step` (from 0); figures of design section 6 over the global batch, computed before the update."""
+        batch = self.batches.step(step)
+        for number, rows in enumerate(batch.micro_batches, start=1):
+            sums, norm, logps = self.step(number == self.passes, *map(Tensor, rows))
+            if step == 0 and self.checks_first_step:
+                self._check_first_step(rows, logps.asnumpy())
+        self.tokens_seen += batch.counts.tokens
+        return {
+            **_figures(sums.asnumpy(), batch.counts),
+            "grad_norm": float(norm.asnumpy()),
+            "learning_rate": float(self.learning_rates[step]),
+            "padding_fraction": batch.padding_fraction,
+        }
+
+    def _check_first_step(self, rows: Rows, logps: np.ndarray) -> None:
+        """The record's reference is, by its fingerprint, what training starts from: so must be its log-probs."""
+        relative, absolute = FIRST_STEP[self.dtype]
+        difference = np.abs(logps - rows.ref_logps) * rows.pair_mask.repeat(2, axis=1)
+        excess = difference - (relative * np.abs(rows.ref_logps) + absolute)
+        if excess.max() > 0:
+            place = np.unravel_index(int(excess.argmax()), excess.shape)
+            raise UserError(
+                f"the weights are those of the record's reference, and yet a log-prob is {logps[place]:.4f} where "
+                f"{self.config.data.train} has {rows.ref_logps[place]:.4f}; preprocess again with this version"
+            )
+
+    def evaluate(self) -> Optional[dict[str, float]]:
+        """The figures over the whole evaluation set, or None where there is none."""
+        if self.eval_batches is None:
+            return None
+        self.cell.set_train(False)
+        sums = np.zeros(len(SUMS), np.float64)
+        for number in range(self.eval_batches.steps_per_epoch):
+            for rows in self.eval_batches.step(number).micro_batches:
+                sums += self.cell(*map(Tensor, rows))[1].asnumpy()
+        self.cell.set_train()
+        if self.device.explicit_reduction:
+            sums = self.device.all_sum(sums)
+        assert self.eval_batches.whole is not None
+        return _figures(sums, self.eval_batches.whole)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Weights, moments, the optimizer's step and the tokens seen."""
+        arrays = {parameter.name: parameter.asnumpy() for parameter in self.cell.get_parameters()}
+        arrays.update({name: state.asnumpy() for name, state in optimizer_state(self.optimizer).items()})
+        return {**arrays, "tokens_seen": np.asarray([self.tokens_seen], np.int64)}
+
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
+        """Take up a `state`, complete or refused."""
+        arrays = dict(arrays)
+        self.tokens_seen = int(arrays.pop("tokens_seen")[0])
+        parameters = {parameter.name: parameter for parameter in self.cell.get_parameters()}
+        store.load_parameters({**parameters, **optimizer_state(self.optimizer)}, arrays, "the checkpoint to resume from")
+
+    def identity(self) -> dict[str, Any]:
+        """What a continued run shares with the one that saved: data and its order, shapes, loss, optimizer."""
+        config = to_dict(self.config)
+        text = repr([config[section] for section in ("seed", "rlhf", "optimizer", "lr_schedule")])
+        return {
+            "settings": hashlib.sha256(text.encode()).hexdigest()[:16],
+            "data": self.batches.records.provenance["dataset_sha256"],
+            "pairs": len(self.batches.records),
+            "shuffle": self.config.data.shuffle,
+            "global_batch_pairs": self.config.train.global_batch_pairs,
+            "total_steps": len(self.learning_rates) if self.config.lr_schedule.type != "constant" else None,
+            "workers": self.device.world if not self.device.explicit_reduction else None,
+        }
+
+    def save(self) -> Path:
+        """Weights, strategy, config and tokenizer files under output_dir; the checkpoint_network folder."""
+        output, device = Path(self.config.output_dir), self.device
+        arrays = {parameter.name: parameter.asnumpy() for parameter in self.cell.get_parameters()}
+        network = store.write_network(
+            output,
+            arrays,
+            rank=device.rank,
+            barrier=device.barrier,
+            replicated=device.explicit_reduction,
+        )
+        if device.explicit_reduction:
+            shapes = {name: array.shape for name, array in arrays.items()}
+            write_strategy(output / "strategy" / f"ckpt_strategy_rank_{device.rank}.ckpt", shapes, device.world)
+        if device.rank == 0:
+            store.carry_files(self.source.weights.folder, network, self.tokenizer.files if self.tokenizer else ())
+        device.barrier()
+        return network
+
+
+def _figures(sums: np.ndarray, counts: Counts) -> dict[str, float]:
+    """Sums over real pairs as the means that design section 6 names."""
+    by_name = dict(zip(SUMS, sums.tolist()))
+    figures = {"loss": by_name.pop("loss")}
+    chosen, rejected = by_name.pop("logits/chosen"), by_name.pop("logits/rejected")
+    figures.update({name: value / counts.pairs for name, value in by_name.items()})
+    figures["rewards/margins"] = figures["rewards/chosen"] - figures["rewards/rejected"]
+    figures["logits/chosen"] = chosen / counts.chosen_tokens
+    figures["logits/rejected"] = rejected / counts.rejected_tokens
+    return {**figures, "num_pairs": counts.pairs}

@@ -1,0 +1,87 @@
+"""From a Hugging Face folder or a checkpoint to a family, its shapes and its weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mindrlhf.checkpoint import store
+from mindrlhf.config.schema import Config
+from mindrlhf.models import BuildOptions, ModelFamily, family_of, get_family
+from mindrlhf.runtime.device import Device
+from mindrlhf.runtime.errors import UserError
+from mindrlhf.trainers.registry import family_of_arch
+
+if TYPE_CHECKING:
+    from mindspore import nn
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from: its family, its config in Hugging Face's words, its weight files."""
+
+    family: ModelFamily
+    hf_config: dict[str, Any]
+    weights: store.Weights
+
+    @property
+    def tied(self) -> bool:
+        """Whether the head is the embedding."""
+        return bool(self.hf_config.get("tie_word_embeddings", False))
+
+    def read(self) -> dict[str, Any]:
+        """All tensors under MindFormers names."""
+        return self.family.hf_to_ms(store.read_weights(self.weights), tied=self.tied)
+
+
+def find_source(config: Config) -> Source:
+    """The source that `model` of a run names. Keys of model.config win over the folder's config.json."""
+    if not config.model.load_checkpoint:
+        raise UserError("no weights are named; give --load_checkpoint a Hugging Face folder or a checkpoint")
+    weights = store.find_weights(config.model.load_checkpoint)
+    path = weights.folder / "config.json"
+    hf_config = {**_read_config(path), **config.model.config}
+    if not hf_config:
+        raise UserError(f"{path} does not exist and the yaml has no model.config; give the shapes in one of them")
+    name = family_of_arch(config.model.family)
+    family = family_of(hf_config, str(path)) if name == "auto" else get_family(name)
+    return Source(family, hf_config, weights)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); copy it anew from where the model came") from None
+    if not isinstance(found, Mapping):
+        raise UserError(f"{path} is not a JSON object; copy it anew from where the model came")
+    return dict(found)
+
+
+def build_options(config: Config, device: Device, seq_length: int) -> BuildOptions:
+    """What this run and this device add to the model's shapes; parameters are float32, the masters of 16 bits."""
+    parallel = config.parallel
+    return BuildOptions(
+        seq_length=seq_length,
+        compute_dtype=device.compute_dtype(config.model.dtype),
+        param_dtype="float32",
+        fused=device.flash_attention,
+        data_parallel=device.data_parallel,
+        model_parallel=parallel.model_parallel,
+        pipeline_stage=parallel.pipeline_stage,
+        micro_batch_num=parallel.micro_batch_num,
+        optimizer_shard=parallel.optimizer_shard,
+        vocab_emb_dp=parallel.vocab_emb_dp,
+    )
+
+
+def load_weights(source: Source, model: nn.Cell) -> str:
+    """Set every parameter of `model` from its source, complete or refused; returns the weights' fingerprint."""
+    arrays = source.read()
+    store.load_parameters({parameter.name: parameter for parameter in model.get_parameters()}, arrays, str(source.weights))
+    return store.fingerprint(source.family.ms_to_hf(arrays))

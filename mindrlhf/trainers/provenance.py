@@ -1,0 +1,74 @@
+"""What a record says of itself, held against what training is given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Optional
+
+from mindrlhf.config.schema import Config
+from mindrlhf.data.records import PairRecords
+from mindrlhf.runtime.errors import UserError
+from mindrlhf.runtime.logging import log, warn
+
+if TYPE_CHECKING:
+    from mindrlhf.data.tokenizers import ChatTokenizer
+    from mindrlhf.trainers.registry import LossSettings
+
+
+def open_records(path: Optional[str]) -> PairRecords:
+    """The records at `path`; UserError where none is named."""
+    if not path:
+        raise UserError("no records are named; give --train_dataset a MindRecord that tools/dpo_preprocess.py wrote")
+    return PairRecords(path)
+
+
+def find_tokenizer(config: Config, model_folder: Path, records: PairRecords) -> Optional[ChatTokenizer]:
+    """The first of: tokenizer.path (--vocab_file), the model's folder, the path in the record; None with a warning."""
+    from mindrlhf.data.tokenizers import holds_tokenizer, load_tokenizer
+
+    if config.tokenizer.path:
+        return load_tokenizer(config.tokenizer.path)
+    for place in (model_folder, Path(records.provenance["tokenizer_path"])):
+        if holds_tokenizer(place):
+            return load_tokenizer(place)
+    warn("no tokenizer found, so the record's cannot be compared; give --vocab_file")
+    return None
+
+
+def check_record(records: PairRecords, tokenizer: Optional[ChatTokenizer], loss: LossSettings) -> None:
+    """UserError where the record was made by another tokenizer or template, or lacks what the loss needs."""
+    if tokenizer is not None:
+        for key, mine in (("tokenizer_hash", tokenizer.tokenizer_hash), ("template_hash", tokenizer.template_hash)):
+            if records.provenance[key] != mine:
+                what = key.partition("_")[0].replace("template", "chat template")
+                raise UserError(
+                    f"{records.path} was made with another {what} than that of {tokenizer.path}; preprocess again, "
+                    f"or give --vocab_file the one it was made with"
+                )
+    if loss.reference == "record" and loss.needs_reference and not records.has_reference:
+        raise UserError(
+            f"{records.path} holds no reference log-probs, which rlhf.loss={loss.name} needs; "
+            f"preprocess again without rlhf.reference=none"
+        )
+
+
+def check_reference(records: PairRecords, fingerprint: str, config: Config, loss: LossSettings) -> bool:
+    """Whether the record's reference is known to be the weights training starts from.
+
+    Another one is a UserError unless rlhf.other_reference is accept.
+    """
+    if loss.reference == "none" or not records.has_reference:
+        return False
+    theirs = records.provenance.get("reference_fingerprint")
+    if theirs is None:
+        warn(f"{records.path} does not say which weights its reference log-probs come from; they are not compared")
+        return False
+    if theirs == fingerprint:
+        return True
+    if config.run_mode == "train" and config.rlhf.other_reference == "refuse":
+        raise UserError(
+            f"the reference log-probs of {records.path} come from other weights than {config.model.load_checkpoint}; "
+            f"preprocess again with these, or set rlhf.other_reference=accept if that is meant"
+        )
+    log(f"reference of {records.path}: other weights than those loaded, as accepted")
+    return False

@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Runs a command on several workers: bash scripts/msrun_launcher.sh "SCRIPT ARGS" [WORKERS]     (8 workers unless told)
+set -euo pipefail
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+exec python "$root/mindrlhf/parallel/launch.py" "$@"

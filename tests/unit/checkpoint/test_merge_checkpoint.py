@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import mindspore
+import numpy as np
+import pytest
+
+from mindrlhf.checkpoint import store
+from mindrlhf.checkpoint.merge import merge
+from mindrlhf.commands.transform import main
+from mindrlhf.parallel.strategy import strategy_path, write_strategy
+from mindrlhf.runtime.errors import CorruptCheckpoint, IncompleteCheckpoint, UserError, run
+
+ROOT = Path(__file__).resolve().parents[3]
+ARRAYS = {
+    "model.weight": np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32),
+    "model.bias": np.arange(3, dtype=np.float32),
+}
+SHAPES = {name: array.shape for name, array in ARRAYS.items()}
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return finished_run(tmp_path / "out", world=2)
+
+
+def finished_run(folder: Path, world: int) -> Path:
+    """What a data-parallel run leaves."""
+    for rank in range(world):
+        store.write_network(folder, ARRAYS, rank=rank, barrier=lambda: None, replicated=True)
+        write_strategy(strategy_path(folder / "strategy", rank), SHAPES, world)
+    for name in ("config.json", "tokenizer.json"):
+        (folder / "checkpoint_network" / name).write_text(name)
+    return folder
+
+
+def merge_run(out: Path) -> Path:
+    return merge(out / "checkpoint_network", out / "strategy", out.parent / "merged").path
+
+
+def rewrite(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    store.save_weights(arrays, path)
+
+
+@pytest.mark.parametrize("world", [1, 2, 11])
+def test_replicas_become_one_checkpoint(tmp_path: Path, world: int) -> None:
+    out = finished_run(tmp_path / "out", world)
+    merged = merge(out / "checkpoint_network", out / "strategy", tmp_path / "merged")
+    assert merged.path == tmp_path / "merged" / "checkpoint_network" / "rank_0" / "checkpoint_0.safetensors"
+    assert (merged.ranks, merged.tensors, merged.carried) == (world, 2, ("config.json", "tokenizer.json"))
+    weights = store.find_weights(tmp_path / "merged")
+    assert (weights.folder / "config.json").read_text() == "config.json"
+    found = store.read_weights(weights)
+    assert found.keys() == ARRAYS.keys()
+    assert all(np.array_equal(found[name], ARRAYS[name]) for name in ARRAYS)
+
+
+def test_copies_that_are_no_links_and_the_folder_around_them_do_as_well(out: Path, tmp_path: Path) -> None:
+    shutil.copytree(out, tmp_path / "moved")
+    assert merge(tmp_path / "moved", tmp_path / "moved" / "strategy", tmp_path / "merged").tensors == 2
+
+
+def test_the_ending_is_the_sources_and_the_other_one_is_removed(out: Path) -> None:
+    target = merge_run(out)
+    for rank in range(2):
+        path = store.network_file(out, rank)
+        parameters = [{"name": name, "data": mindspore.Tensor(array)} for name, array in ARRAYS.items()]
+        mindspore.save_checkpoint(parameters, str(path.with_suffix(".ckpt")), crc_check=True)
+        path.unlink()
+    merged = merge_run(out)
+    assert merged == target.with_suffix(".ckpt")
+    assert not target.exists()
+    assert np.array_equal(store.read_weights(store.find_weights(merged))["model.weight"], ARRAYS["model.weight"])
+
+
+def test_a_missing_rank_is_named(out: Path) -> None:
+    shutil.rmtree(out / "checkpoint_network" / "rank_1")
+    with pytest.raises(IncompleteCheckpoint, match="lacks the checkpoint of rank 1: the strategy is for 2 ranks"):
+        merge_run(out)
+    strategy_path(out / "strategy", 0).unlink()
+    with pytest.raises(IncompleteCheckpoint, match="lacks the strategy of rank 0"):
+        merge_run(out)
+
+
+def test_a_foreign_rank_is_named(out: Path) -> None:
+    shutil.copytree(out / "checkpoint_network" / "rank_1", out / "checkpoint_network" / "rank_2")
+    with pytest.raises(UserError, match="holds a checkpoint of rank 2, and the strategy is for 2 ranks"):
+        merge_run(out)
+
+
+def test_a_second_file_in_a_rank_folder_is_refused(out: Path) -> None:
+    shutil.copyfile(store.network_file(out, 1), store.network_file(out, 1).with_name("checkpoint_1.safetensors"))
+    with pytest.raises(UserError, match=r"rank_1 holds 2 checkpoints \(checkpoint_0.safetensors, checkpoint_1.saf"):
+        merge_run(out)
+
+
+def test_ranks_of_different_saves_are_refused(out: Path) -> None:
+    rewrite(store.network_file(out, 1), {name: array + 1 for name, array in ARRAYS.items()})
+    with pytest.raises(CorruptCheckpoint, match=r"rank_0 and rank_1 .* of different saves"):
+        merge_run(out)
+
+
+def test_strategies_of_different_runs_are_refused(out: Path) -> None:
+    write_strategy(strategy_path(out / "strategy", 1), {**SHAPES, "more": (1,)}, world=2)
+    with pytest.raises(CorruptCheckpoint, match=r"strategies of ranks 0 and 1 .* differ"):
+        merge_run(out)
+
+
+def test_slices_are_refused(out: Path) -> None:
+    from mindspore.train.node_strategy_pb2 import ParallelStrategyMap
+
+    for rank in range(2):
+        file = strategy_path(out / "strategy", rank)
+        strategy = ParallelStrategyMap.FromString(file.read_bytes())
+        strategy.parallel_layout_item[1].parallel_layouts.tensor_map[0].dim[0] = 0
+        file.write_bytes(strategy.SerializeToString())
+    with pytest.raises(UserError, match=r"holds slices of 1 tensors, .*: model\.weight"):
+        merge_run(out)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "sentence"),
+    [
+        ({"model.bias": ARRAYS["model.bias"]}, "lacks 1 of 2 tensors of its strategy: model.weight"),
+        ({**ARRAYS, "other": np.ones(1, np.float32)}, "holds 1 tensors that its strategy does not know: other"),
+        ({**ARRAYS, "model.bias": np.ones((1, 3), np.float32)}, "holds model.bias with 2 axes, its strategy says 1"),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_refused(out: Path, arrays: dict[str, np.ndarray], sentence: str) -> None:
+    for rank in range(2):
+        rewrite(store.network_file(out, rank), arrays)
+    with pytest.raises(UserError, match=sentence):
+        merge_run(out)
+    assert not (out.parent / "merged").exists()
+
+
+def test_damage_that_all_replicas_share_is_noticed(out: Path) -> None:
+    path = store.network_file(out, 0)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)  # rank 1 is a hard link to the same bytes
+    with pytest.raises(CorruptCheckpoint, match="checksum does not match"):
+        merge_run(out)
+
+
+def test_the_destination_is_never_a_run(out: Path) -> None:
+    with pytest.raises(UserError, match="would replace its source"):
+        merge(out / "checkpoint_network", out / "strategy", out)
+    other = finished_run(out.parent / "other", world=2)
+    with pytest.raises(UserError, match=r"holds the ranks of a run \(rank_1\)"):
+        merge(out / "checkpoint_network", out / "strategy", other)
+
+
+def test_wrong_folders_are_named(out: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"there is no folder .*absent"):
+        merge(tmp_path / "absent", out / "strategy", tmp_path / "merged")
+    with pytest.raises(UserError, match="empty holds no rank folders"):
+        merge(tmp_path / "empty", out / "strategy", tmp_path / "merged")
+    with pytest.raises(UserError, match="empty holds no strategy"):
+        merge(out, tmp_path / "empty", tmp_path / "merged")
+
+
+def test_the_command_says_what_it_did_and_what_is_wrong(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [f"--src_checkpoint={out}/checkpoint_network", f"--src_strategy={out}/strategy"]
+    assert run(main, [*words, f"--dst_checkpoint={out.parent}/merged"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "merged 2 rank(s): 2 tensors, 0.0 MiB"
+    assert said[1] == f"wrote  {out.parent}/merged/checkpoint_network/rank_0/checkpoint_0.safetensors"
+    assert said[2] == "beside config.json, tokenizer.json"
+    assert run(main, [*words, f"--dst_checkpoint={out}"]) == 2
+    assert capsys.readouterr().err.startswith("error: the merged checkpoint would replace its source")
+
+
+@pytest.mark.slow
+def test_the_tool_runs_from_any_folder_and_says_nothing_else(out: Path, tmp_path: Path) -> None:
+    tool = [sys.executable, str(ROOT / "tools" / "transform_checkpoint.py")]
+    words = ["--src_checkpoint=out/checkpoint_network", "--src_strategy=out/strategy", "--dst_checkpoint=merged"]
+    done = subprocess.run([*tool, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr, len(done.stdout.splitlines())) == (0, "", 3)
+    store.network_file(out, 0).write_bytes(b"damaged")
+    done = subprocess.run([*tool, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1

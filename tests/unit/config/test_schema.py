@@ -1,0 +1,264 @@
+"""The schema against the published defaults, and every key of it against wrong values."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import FrozenInstanceError, fields
+
+import pytest
+
+from mindrlhf.config.load import to_dict
+from mindrlhf.config.schema import LARGEST_SEED, LEAVES, SECTIONS, Config, build, check
+from mindrlhf.runtime.errors import UserError
+
+DEFAULTS = {
+    "seed": 0,
+    "run_mode": "train",
+    "output_dir": "./output",
+    "device": {"target": "auto"},
+    "model": {"family": "auto", "dtype": "auto", "load_checkpoint": None, "config": {}},
+    "tokenizer": {"path": None, "chat_template": "auto"},
+    "data": {
+        "train": None,
+        "eval": None,
+        "seq_len": None,
+        "layout": "padded",
+        "overlong": "drop",
+        "shuffle": True,
+        "max_rejected": 0.05,
+    },
+    "rlhf": {
+        "algorithm": "dpo",
+        "loss": "sigmoid",
+        "beta": None,
+        "label_smoothing": None,
+        "reference": "record",
+        "other_reference": "refuse",
+    },
+    "train": {
+        "epochs": 1,
+        "steps": None,
+        "global_batch_pairs": 8,
+        "micro_batch_pairs": None,
+        "max_grad_norm": 1.0,
+        "logging_steps": 1,
+        "eval_steps": None,
+        "save_steps": None,
+        "save_total_limit": 2,
+        "resume": False,
+    },
+    "optimizer": {"type": "adamw", "learning_rate": 5.0e-6, "betas": [0.9, 0.999], "eps": 1.0e-8, "weight_decay": 0.0},
+    "lr_schedule": {"type": "constant", "warmup_steps": 0, "warmup_ratio": 0.0},
+    "parallel": {
+        "data_parallel": "auto",
+        "model_parallel": 1,
+        "pipeline_stage": 1,
+        "micro_batch_num": 1,
+        "optimizer_shard": False,
+        "vocab_emb_dp": True,
+    },
+    "lora": None,
+    "generation": {"max_new_tokens": 256, "do_sample": False, "temperature": 1.0, "top_k": 0, "top_p": 1.0},
+}
+
+COUNTS = [
+    *("train.epochs", "train.global_batch_pairs", "train.logging_steps", "train.save_total_limit"),
+    *("parallel.model_parallel", "parallel.pipeline_stage", "parallel.micro_batch_num", "generation.max_new_tokens"),
+]
+COUNTS_OR_NULL = ["train.steps", "train.micro_batch_pairs", "train.eval_steps", "train.save_steps"]
+POSITIVE = ["train.max_grad_norm", "optimizer.learning_rate", "optimizer.eps", "generation.temperature"]
+YES_NO = ["data.shuffle", "train.resume", "parallel.optimizer_shard", "parallel.vocab_emb_dp", "generation.do_sample"]
+TEXTS = ["output_dir", "model.family", "tokenizer.chat_template", "rlhf.loss"]
+PATHS = ["model.load_checkpoint", "tokenizer.path", "data.train", "data.eval"]
+CHOICES = {
+    "run_mode": ["train", "eval", "predict"],
+    "device.target": ["auto", "CPU", "Ascend"],
+    "model.dtype": ["auto", "float32", "float16", "bfloat16"],
+    "data.layout": ["padded"],
+    "data.overlong": ["drop", "truncate_prompt_left", "truncate_end"],
+    "rlhf.algorithm": ["dpo"],
+    "rlhf.reference": ["record", "none"],
+    "rlhf.other_reference": ["refuse", "accept"],
+    "optimizer.type": ["adamw"],
+    "lr_schedule.type": ["constant", "linear", "cosine"],
+}
+NOT_WHOLE = ["abc", "1", 1.5, 1.0, True, [1], {}]
+NOT_NUMBER = ["abc", "", "nan", float("inf"), 10**400, True, [1.0], {}]
+NOT_TEXT = ["", " ", 1, True, [], {"a": 1}]
+WRONG = {
+    "seed": [*NOT_WHOLE, None, -1, LARGEST_SEED + 1],
+    **{key: [*NOT_WHOLE, None, 0, -1] for key in COUNTS},
+    **{key: [*NOT_WHOLE, 0, -1] for key in COUNTS_OR_NULL},
+    "data.seq_len": [*NOT_WHOLE, 1],
+    "lr_schedule.warmup_steps": [*NOT_WHOLE, None, -1],
+    "generation.top_k": [*NOT_WHOLE, None, -1],
+    "parallel.data_parallel": ["abc", "1", 1.5, True, None, 0],
+    **{key: [*NOT_NUMBER, None, 0, -1.0] for key in POSITIVE},
+    "rlhf.beta": [*NOT_NUMBER, 0, -0.1],
+    "rlhf.label_smoothing": [*NOT_NUMBER, -0.1, 0.5],
+    "data.max_rejected": [*NOT_NUMBER, None, -0.1, 1.1],
+    "lr_schedule.warmup_ratio": [*NOT_NUMBER, None, -0.1, 1.1],
+    "optimizer.weight_decay": [*NOT_NUMBER, None, -0.1],
+    "generation.top_p": [*NOT_NUMBER, None, 0, 1.1],
+    "optimizer.betas": [0.9, [0.9], [0.9, 1.0], [-0.1, 0.9], [0.9, 0.99, 0.999], ["a", 0.9], None, "0.9, 0.99"],
+    **{key: ["true", 1, 0, None, []] for key in YES_NO},
+    **{key: [*NOT_TEXT, None] for key in TEXTS},
+    **dict.fromkeys(PATHS, NOT_TEXT),
+    **{key: [choices[0] + "x", 1, None, [choices[0]]] for key, choices in CHOICES.items()},
+    "model.config": ["abc", 1, [], {1: 2}, {"a": {1: 2}}, {"a": {1, 2}}],
+    "lora": [{"rank": 8}, "null", 0, False],
+}
+
+
+def _tree(key: str, value: object) -> dict:
+    section, _, name = key.rpartition(".")
+    return {section: {name: value}} if section else {name: value}
+
+
+def _read(key: str, value: object) -> object:
+    checked = check(_tree(key, value), "run.yaml")
+    section, _, name = key.rpartition(".")
+    return checked[section][name] if section else checked[name]
+
+
+def test_defaults_are_the_published_ones():
+    assert to_dict(Config()) == DEFAULTS
+
+
+def test_defaults_pass_their_own_check():
+    assert build(check(DEFAULTS, "run.yaml")) == Config()
+
+
+def test_to_dict_survives_json():
+    assert json.loads(json.dumps(to_dict(Config()))) == to_dict(Config())
+
+
+def test_config_is_frozen():
+    with pytest.raises(FrozenInstanceError):
+        Config().train.steps = 3
+
+
+def test_every_section_and_leaf_is_described():
+    assert set(WRONG) == set(LEAVES)
+    assert {item.name for item in fields(Config)} == set(SECTIONS) | {key for key in LEAVES if "." not in key}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [pytest.param(key, value, id=f"{key}-{value!r:.20}") for key in WRONG for value in WRONG[key]]
+)
+def test_a_wrong_value_is_refused_by_name(key, value):
+    with pytest.raises(UserError) as caught:
+        check(_tree(key, value), "run.yaml")
+    sentence = str(caught.value)
+    assert sentence.startswith(f"run.yaml: {key} is ")
+    assert "\n" not in sentence
+    assert len(sentence) < 250
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *((key, 3) for key in [*COUNTS, *COUNTS_OR_NULL]),
+        *((key, None) for key in [*COUNTS_OR_NULL, *PATHS, "data.seq_len", "rlhf.beta", "rlhf.label_smoothing"]),
+        *((key, 0.5) for key in POSITIVE),
+        *((key, value) for key in YES_NO for value in (True, False)),
+        *((key, "some text") for key in [*TEXTS, *PATHS]),
+        *((key, choice) for key, choices in CHOICES.items() for choice in choices),
+        ("seed", LARGEST_SEED),
+        ("parallel.data_parallel", 4),
+        ("data.seq_len", 2),
+        ("data.max_rejected", 0.0),
+        ("data.max_rejected", 1.0),
+        ("rlhf.label_smoothing", 0.0),
+        ("generation.top_p", 1.0),
+        ("model.config", {"a": {"b": [1, 2.0, "c", None, True]}}),
+    ],
+)
+def test_a_right_value_is_kept(key, value):
+    kept = _read(key, value)
+    assert kept == value
+    assert type(kept) is type(value)
+
+
+def test_numbers_are_kept_as_floats():
+    for given, kept in (("5e-6", 5e-6), ("1E-3", 1e-3), (1, 1.0)):
+        found = _read("optimizer.learning_rate", given)
+        assert found == kept
+        assert type(found) is float
+
+
+def test_betas_are_kept_as_a_pair_of_floats():
+    assert _read("optimizer.betas", [0, "9e-1"]) == (0.0, 0.9)
+
+
+def test_a_null_section_is_its_defaults():
+    assert build(check(dict.fromkeys(SECTIONS), "run.yaml")) == Config()
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_section_must_be_a_mapping(section):
+    with pytest.raises(UserError, match=rf"^run\.yaml: {section} is 5; give a mapping with keys among"):
+        check({section: 5}, "run.yaml")
+
+
+def test_exact_sentences():
+    for tree, sentence in (
+        ({"train": {"steps": "abc"}}, "run.yaml: train.steps is 'abc'; give a whole number >= 1 or null"),
+        (
+            {"train": {"global_batch_pair": 4}},
+            "run.yaml: train.global_batch_pair is not a key; did you mean train.global_batch_pairs?",
+        ),
+        (
+            {"data": {"layout": "packed"}},
+            "run.yaml: data.layout is 'packed', which is not one of padded; this version knows no other",
+        ),
+        (
+            {"rlhf": {"reference": "online"}},
+            "run.yaml: rlhf.reference is 'online', which is not one of record, none; this version knows no other",
+        ),
+        (
+            {"lora": {"rank": 8}},
+            "run.yaml: lora is {'rank': 8}, which is not one of null; this version knows no other",
+        ),
+        (
+            {"rlhf": {"loss": ["sigmoid", "sft"]}},
+            "run.yaml: rlhf.loss is ['sigmoid', 'sft']; give the name of a loss; this version knows no list of losses",
+        ),
+    ):
+        with pytest.raises(UserError) as caught:
+            check(tree, "run.yaml")
+        assert str(caught.value) == sentence
+
+
+@pytest.mark.parametrize(
+    ("tree", "nearest"),
+    [
+        ({"sed": 1}, "seed"),
+        ({"trian": {"steps": 1}}, "train"),
+        ({"optimiser": {"learning_rate": 1}}, "optimizer"),
+        ({"rlhf": {"betta": 1}}, "rlhf.beta"),
+        ({"train": {"betta": 1}}, "rlhf.beta"),
+        ({"train": {"learning_rate": 1}}, "optimizer.learning_rate"),
+        ({"learning_rate": 1}, "optimizer.learning_rate"),
+        ({"generation": {"topk": 1}}, "generation.top_k"),
+        ({"optimizer": {"typ": 1}}, "optimizer.type"),
+        ({"lr_schedule": {"typ": 1}}, "lr_schedule.type"),
+        ({"data": {"trian": 1}}, "data.train"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(tree, nearest):
+    with pytest.raises(UserError) as caught:
+        check(tree, "run.yaml")
+    assert str(caught.value).endswith(f" is not a key; did you mean {nearest}?")
+
+
+@pytest.mark.parametrize("tree", [{"zzz": 1}, {True: 1}, {7: 1}, {"train": {None: 1}}])
+def test_any_unknown_key_is_refused(tree):
+    with pytest.raises(UserError, match="is not a key; did you mean "):
+        check(tree, "run.yaml")
+
+
+def test_a_long_wrong_value_is_shortened():
+    with pytest.raises(UserError) as caught:
+        check({"train": {"steps": "x" * 1000}}, "run.yaml")
+    assert len(str(caught.value)) < 200
