@@ -87,9 +87,7 @@ class PreferenceCell(nn.Cell):
         # From here on everything is (B,), and small.
         policy, reference, tokens = logps.reshape(-1, 2), ref_logps.reshape(-1, 2), counts.reshape(-1, 2)
         real = pair_mask.reshape(-1)
-        terms = self.loss(
-            policy[:, 0], policy[:, 1], reference[:, 0], reference[:, 1], tokens[:, 0], tokens[:, 1]
-        )
+        terms = self.loss(policy[:, 0], policy[:, 1], reference[:, 0], reference[:, 1], tokens[:, 0], tokens[:, 1])
         loss = (terms * real).sum() / (num_chosen_tokens if self.per_token else num_pairs)
         return loss, self._sums(loss, policy, reference, tokens, real, hidden, predict_from, sequence_index), logps
 

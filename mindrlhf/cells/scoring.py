@@ -81,9 +81,7 @@ class TokenLogps(nn.Cell):
     def bprop(self, hidden, weight, targets, out, dout):  # type: ignore[no-untyped-def]  # graph code
         # d logp_n / d logits = onehot(target_n) - softmax_n
         scaled = hidden.astype(ms.float32) * dout.expand_dims(-1)
-        d_weight = ops.tensor_scatter_add(
-            ops.zeros(weight.shape, ms.float32), targets.expand_dims(-1), scaled
-        )
+        d_weight = ops.tensor_scatter_add(ops.zeros(weight.shape, ms.float32), targets.expand_dims(-1), scaled)
         expected = ()
         for start in range(0, hidden.shape[0], self.chunk):
             rows = ops.depend(hidden[start : start + self.chunk], d_weight)

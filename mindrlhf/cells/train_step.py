@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Optional
-
 import mindspore as ms
 from mindspore import nn, ops
 
@@ -20,7 +18,7 @@ class TrainStep(nn.Cell):
     """
 
     def __init__(
-        self, cell: nn.Cell, optimizer: nn.Optimizer, max_grad_norm: Optional[float], passes: int, reduce_over: int
+        self, cell: nn.Cell, optimizer: nn.Optimizer, max_grad_norm: float | None, passes: int, reduce_over: int
     ) -> None:
         super().__init__(auto_prefix=False)
         self.cell = cell

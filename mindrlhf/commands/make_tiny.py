@@ -154,9 +154,7 @@ def train_tokenizer(vocab_size: int, specials: Sequence[str]) -> Tokenizer:
     return tokenizer
 
 
-def model_config(
-    family: str, tokenizer: Tokenizer, vocab_size: int, hidden_size: int, layers: int
-) -> dict[str, Any]:
+def model_config(family: str, tokenizer: Tokenizer, vocab_size: int, hidden_size: int, layers: int) -> dict[str, Any]:
     """config.json of a model of these sizes, with the keys that published checkpoints of the family carry."""
     from importlib.metadata import version
 

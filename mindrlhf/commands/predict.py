@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any
 
 from mindrlhf.config.schema import Config
 from mindrlhf.runtime.errors import UserError
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mindrlhf.data.tokenizers import ChatTokenizer
 
 
-def read_questions(words: Optional[Sequence[str]]) -> list[str]:
+def read_questions(words: Sequence[str] | None) -> list[str]:
     """The words themselves, or the lines of the one .txt or .jsonl file they name ("prompt" of an object, or a string)."""
     if not words:
         raise UserError("no question; give --predict_data one or more, or a .txt or .jsonl file with one a line")
@@ -50,7 +50,7 @@ def _question(value: Any, place: str) -> str:
     return value
 
 
-def predict(config: Config, words: Optional[Sequence[str]], output: Optional[str]) -> None:
+def predict(config: Config, words: Sequence[str] | None, output: str | None) -> None:
     """Answer the questions on this one process; print them, and write {"prompt", "answer", "answer_ids"} to `output`."""
     questions = read_questions(words)
 

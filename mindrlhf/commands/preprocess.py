@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any
 
 from mindrlhf import __version__
 from mindrlhf.commands.flags import Parser, boolean, command, parse
@@ -20,7 +20,6 @@ from mindrlhf.runtime.logging import log, quiet
 if TYPE_CHECKING:
     from mindrlhf.data.formats import Rejected
     from mindrlhf.data.records import Pair
-    from mindrlhf.data.tokenizers import ChatTokenizer
     from mindrlhf.runtime.device import Device
     from mindrlhf.trainers.reference import ReferenceScorer
 
@@ -32,7 +31,9 @@ def parser() -> Parser:
     """The command line."""
     flags = command("dpo_preprocess.py", __doc__)
     files = flags.add_argument_group("files")
-    files.add_argument("--src", required=True, help="preference file (.jsonl or .json); with --merge the folder of parts")
+    files.add_argument(
+        "--src", required=True, help="preference file (.jsonl or .json); with --merge the folder of parts"
+    )
     files.add_argument("--dst", required=True, help="MindRecord to write; parts go to the folder DST.parts beside it")
     files.add_argument("--merge", type=boolean, default=False, help="join the parts in --src into --dst and do no more")
     files.add_argument("--config", help="yaml of the run")
@@ -76,7 +77,9 @@ def _need(words: argparse.Namespace, config: Config) -> None:
     if words.dataset_type is None:
         raise UserError(f"--dataset_type is missing; give one of {', '.join(sorted(DATASET_TYPES))}")
     if config.tokenizer.path is None:
-        raise UserError("no tokenizer is named; give --tokenizer a Hugging Face folder, a tokenizer.json or a vocab.json")
+        raise UserError(
+            "no tokenizer is named; give --tokenizer a Hugging Face folder, a tokenizer.json or a vocab.json"
+        )
     if config.data.seq_len is None:
         raise UserError("--seq_len is missing; give the most tokens of prompt and response together")
     if config.data.seq_len < 2:
@@ -113,7 +116,7 @@ class Preprocessing:
         self.scorer = self._scorer()
         self.provenance = self._provenance()
 
-    def _scorer(self) -> Optional[ReferenceScorer]:
+    def _scorer(self) -> ReferenceScorer | None:
         if self.config.rlhf.reference == "none":
             return None
         from mindrlhf.trainers.policy import find_source
@@ -183,7 +186,7 @@ class Preprocessing:
             if len(block.pairs) == pairs_per_block:
                 yield row + 1, block
                 block = Tally()
-        if block.pairs or block.overlong or block.rejected or self.start == self.stop:
+        if block.pairs or block.overlong or block.rejected:
             yield self.stop, block
 
     def _encode(self, row: int, preference: Any) -> Any:
@@ -196,7 +199,7 @@ class Preprocessing:
         try:
             encoded = fit(encode_pair(self.tokenizer, preference), self.seq_len, self.config.data.overlong)
         except TemplateError as error:
-            return Rejected(preference.line, error.reason, str(error), preference.raw)
+            return Rejected(preference.line, error.reason, error.sentence, preference.raw)
         return encoded and Pair(row, encoded.prompt_ids, encoded.chosen_ids, encoded.rejected_ids)
 
     def _write(self, path: Path, tally: Tally, rows: tuple[int, int]) -> None:
@@ -217,15 +220,14 @@ class Preprocessing:
 
         folder = records.part_folder(self.words.dst)
         file = merge.rejected_file(self.words.dst) if whole else folder / merge.worker_rejected(self.device.rank)
-        merge.write_rejected(file, self.rejected)
+        lines = merge.write_rejected(file, self.rejected)
         if not whole:
             self.device.barrier()
             log(f"parts: {folder}; join them with --merge True --src {folder} --dst {self.words.dst}")
             return
-        if not tally.pairs:
-            raise UserError(f"{merge.accounting(self.total, 0, tally.overlong, tally.rejected)}: nothing to write; see {file}")
+        counts = (self.total, len(tally.pairs), tally.overlong, tally.rejected)
+        merge.require_written(*counts, lines)
         self._write(Path(self.words.dst), tally, (0, self.total))
-        log(f"{self.words.dst}: {merge.accounting(self.total, len(tally.pairs), tally.overlong, tally.rejected)}")
-        merge.judge(
-            rejected=tally.rejected, total=self.total, max_rejected=self.config.data.max_rejected, rejected_file=file
-        )
+        log(f"{self.words.dst}: {merge.accounting(*counts)}")
+        limit = self.config.data.max_rejected
+        merge.judge(rejected=tally.rejected, total=self.total, max_rejected=limit, rejected_file=lines)

@@ -76,12 +76,22 @@ def stages(out: Path) -> list[Stage]:
         Stage("prepare the corpus", preprocess("corpus", "rlhf.reference=none")),
         Stage(
             "warm up (sft)",
-            train("warmup", "--train_dataset", str(out / "corpus.mindrecord"), "--load_checkpoint", model, f"output_dir={warm}"),
+            train(
+                "warmup",
+                "--train_dataset",
+                str(out / "corpus.mindrecord"),
+                "--load_checkpoint",
+                model,
+                f"output_dir={warm}",
+            ),
             WORKERS,
         ),
         Stage("answers before", predict("answers_before", warm)),
         Stage("reference log-probs", preprocess("train", "--load_checkpoint", warm), WORKERS),
-        Stage("merge the parts", (tool("dpo_preprocess"), "--merge", "True", "--src", parts, "--dst", f"{parts[:-6]}.mindrecord")),
+        Stage(
+            "merge the parts",
+            (tool("dpo_preprocess"), "--merge", "True", "--src", parts, "--dst", f"{parts[:-6]}.mindrecord"),
+        ),
         Stage("held-out pairs", preprocess("held_out", "--load_checkpoint", warm)),
         Stage(
             "align (dpo)",

@@ -15,14 +15,16 @@ from mindrlhf.config.schema import Config
 from mindrlhf.runtime.errors import UserError
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = (), flags: Mapping[str, Any] | None = None) -> Config:
-    """The configuration of a run.
+def load_config(
+    path: str | Path | None, overrides: Sequence[str] = (), flags: Mapping[str, Any] | None = None
+) -> Config:
+    """The configuration of a run; without a path, of the defaults.
 
     Later ones win: the files of `include:` in their order, the keys of `path` itself, `flags` (dotted key -> value,
     None is not given), `overrides` (words key=value, the value in yaml). Raises UserError that names source and key.
     """
     notes = Notes()
-    tree = _read_tree(str(path), (), notes)
+    tree = _read_tree(str(path), (), notes) if path else {}
     for key, value in (flags or {}).items():
         if value is not None:
             tree = merge(tree, schema.check(_nest(key, value), f"the flag for {key}"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Optional
 
 import numpy as np
 
@@ -48,7 +47,7 @@ class Step:
     padding_fraction: float
 
 
-def batch_shape(records: list[PairRecords], seq_len: Optional[int]) -> Shape:
+def batch_shape(records: list[PairRecords], seq_len: int | None) -> Shape:
     """Sizes that hold every pair of `records`; `seq_len` may pad a record's own, not cut it."""
     own = max(record.seq_len for record in records)
     if seq_len is not None and seq_len < own:
@@ -58,7 +57,7 @@ def batch_shape(records: list[PairRecords], seq_len: Optional[int]) -> Shape:
     return Shape(length, min(length, round_up(longest)))
 
 
-def split_micro_batches(global_batch_pairs: int, workers: int, micro_batch_pairs: Optional[int]) -> tuple[int, int]:
+def split_micro_batches(global_batch_pairs: int, workers: int, micro_batch_pairs: int | None) -> tuple[int, int]:
     """(pairs per worker and pass, passes per step); UserError with the numbers where they do not divide."""
     if global_batch_pairs % workers:
         raise UserError(
@@ -90,9 +89,10 @@ class PreferenceBatches:
         workers: int = 1,
         shuffle: bool = False,
         seed: int = 0,
+        with_reference: bool = True,
         whole_set: bool = False,
     ) -> None:
-        """`whole_set`: denominators are those of all records, for an evaluation, and not of each global batch."""
+        """`with_reference` False leaves the records' reference aside. `whole_set`: denominators are those of all records, for an evaluation, and not of each global batch."""
         self.records = records
         self.shape = shape
         self.batch = global_batch_pairs
@@ -101,6 +101,7 @@ class PreferenceBatches:
         self.workers = workers
         self.shuffle = shuffle
         self.seed = seed
+        self.with_reference = with_reference
         self.whole = count(map(records.__getitem__, range(len(records)))) if whole_set else None
         self._orders: dict[int, np.ndarray] = {}
 
@@ -117,10 +118,17 @@ class PreferenceBatches:
         counts = count(pairs)
         over = self.whole or counts
         share = self.batch // self.workers
-        filled: list[Optional[Pair]] = [*pairs, *[None] * (self.batch - len(pairs))]
+        filled: list[Pair | None] = [*pairs, *[None] * (self.batch - len(pairs))]
         mine = filled[self.worker * share : (self.worker + 1) * share]
         micro_batches = [
-            padded(mine[start : start + self.micro], self.shape.length, self.shape.scored, over.pairs, over.chosen_tokens)
+            padded(
+                mine[start : start + self.micro],
+                self.shape.length,
+                self.shape.scored,
+                over.pairs,
+                over.chosen_tokens,
+                self.with_reference,
+            )
             for start in range(0, share, self.micro)
         ]
         places = self.batch // PAIRS_PER_UNIT * ROWS_PER_UNIT * self.shape.length

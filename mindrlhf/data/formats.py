@@ -44,13 +44,14 @@ class Preference:
     """One pair: `prompt`, `chosen` and `rejected` are messages or, all three, plain strings.
 
     A message has `role` (system, user or assistant) and `content`. `line` counts from 1: lines of a file, elements of a
-    JSON array.
+    JSON array. `raw` are the bytes it had in the file.
     """
 
     line: int
     prompt: Text
     chosen: Text
     rejected: Text
+    raw: bytes = b""
 
     @property
     def plain(self) -> bool:
@@ -153,7 +154,7 @@ def _parse(line: int, raw: bytes, reader: Reader) -> Preference | Rejected:
             raise RowError("identical responses", "the chosen and the rejected response are the same")
     except RowError as error:
         return Rejected(line, error.reason, error.sentence, raw)
-    return Preference(line, prompt, chosen, rejected)
+    return Preference(line, prompt, chosen, rejected, raw)
 
 
 def _decode(raw: bytes) -> dict[str, Any]:

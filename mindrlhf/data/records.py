@@ -199,6 +199,9 @@ class PairRecords:
     def __len__(self) -> int:
         return len(self._ids)
 
+    def __iter__(self) -> Iterator[Pair]:
+        return (self[index] for index in range(len(self)))
+
     def __getitem__(self, index: int) -> Pair:
         place = range(len(self))[index]
         row: dict[str, Any] = {}

@@ -6,7 +6,7 @@ Shape letters: R rows, S tokens of a row, T scored tokens of a row, U units, K p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import numpy as np
 
@@ -50,11 +50,16 @@ def row_length(seq_len: int) -> int:
 
 
 def padded(
-    pairs: Sequence[Optional[Pair]], length: int, scored: int, num_pairs: float, num_chosen_tokens: float
+    pairs: Sequence[Pair | None],
+    length: int,
+    scored: int,
+    num_pairs: float,
+    num_chosen_tokens: float,
+    with_reference: bool = True,
 ) -> Rows:
     """One row per answer, chosen and rejected of a pair in turn, padded to S = `length`; None is a filler pair.
 
-    `scored` is T, at least the longest response. A pair that does not fit is a mistake of the caller.
+    `scored` is T, at least the longest response. `with_reference` False leaves the reference fields 0. A pair that does not fit is a mistake of the caller.
     """
     count = len(pairs)
     rows = ROWS_PER_UNIT * count
@@ -67,7 +72,7 @@ def padded(
         if pair is None:
             continue
         pair_mask[unit, 0] = 1.0
-        if pair.ref_chosen_logps is not None:
+        if with_reference and pair.ref_chosen_logps is not None:
             ref_logps[unit] = pair.ref_chosen_logps, pair.ref_rejected_logps
             ref_shared_logps[unit] = pair.ref_chosen_shared_logps, pair.ref_rejected_shared_logps
         prompt = len(pair.prompt_ids)

@@ -119,6 +119,12 @@ def load_tokenizer(path: PathLike, merges_file: PathLike | None = None) -> ChatT
     )
 
 
+def holds_tokenizer(path: PathLike) -> bool:
+    """Whether `path` is a tokenizer file or a folder with one; nothing is opened."""
+    place = Path(path)
+    return place.is_file() or any((place / name).is_file() for name in _VOCABULARIES)
+
+
 def _from_vocabulary(given: Path, merges_file: PathLike | None) -> ChatTokenizer:
     vocabulary = given / "vocab.json" if given.is_dir() else given
     folder = vocabulary.parent

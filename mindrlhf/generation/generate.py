@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Callable, Optional
+from typing import Callable
 
 import mindspore as ms
 import numpy as np
@@ -48,7 +48,7 @@ def generate(
     max_new_tokens: int,
     stop_ids: Collection[int],
     choose: Callable[[np.ndarray], np.ndarray],
-    advance: Optional[Callable[[int], None]] = None,
+    advance: Callable[[int], None] | None = None,
 ) -> list[list[int]]:
     """Answers to `prompts` (ids, none empty) as ids, each up to and without the first of `stop_ids`.
 

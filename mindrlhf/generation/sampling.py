@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Optional
-
 import numpy as np
 
 
 def pick(
     logits: np.ndarray,
-    generator: Optional[np.random.Generator] = None,
+    generator: np.random.Generator | None = None,
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,

@@ -104,4 +104,6 @@ def family_of(hf_config: Mapping[str, Any], source: str) -> ModelFamily:
         if set(names) & set(family.architectures):
             return family
     known = sorted(name for family in _FAMILIES.values() for name in family.architectures)
-    raise UserError(f"{source}: architecture {', '.join(names) or 'missing'} is not supported; known: {', '.join(known)}")
+    raise UserError(
+        f"{source}: architecture {', '.join(names) or 'missing'} is not supported; known: {', '.join(known)}"
+    )

@@ -186,6 +186,9 @@ class Job:
         environment = dict(os.environ)
         environment["PATH"] = os.path.dirname(sys.executable) + os.pathsep + environment["PATH"]
         environment["PYTHONUNBUFFERED"] = "1"
+        # Seconds between a worker's attempts to leave the cluster, by default 3 to 5.
+        environment.setdefault("MS_RETRY_INTERVAL_LOWER", "1")
+        environment.setdefault("MS_RETRY_INTERVAL_UPPER", "1")
         if sys.stdout.isatty():
             environment[logging.LIVE_VARIABLE] = "1"
         with open(self.folder / "msrun.log", "wb") as log:
@@ -209,9 +212,10 @@ class Job:
             return True
         exits = self._exits()
         failures = [moment for moment, _, code in exits if code]
-        if not failures:
-            return False
-        return len(exits) == len(self.cluster.local) or time.time_ns() - failures[0] > GRACE_SECONDS * 1e9
+        if len(exits) == len(self.cluster.local):
+            # msrun's scheduler looks for the workers' end every 5 seconds only; other nodes may still need it.
+            return bool(failures) or self.cluster.nodes == 1
+        return bool(failures) and time.time_ns() - failures[0] > GRACE_SECONDS * 1e9
 
     def _pids(self) -> list[int]:
         files = [self._file(rank, "pid") for rank in self.cluster.local]
@@ -241,7 +245,7 @@ class Job:
         if not failures and len(exits) == len(self.cluster.local):
             return 0
         if not failures:
-            print(f"error: a worker or msrun was ended from outside; see {self.folder}/msrun.log", file=sys.stderr)
+            print("error: msrun ended before its workers; msrun.log, below, may tell why", file=sys.stderr)
             return 1
         rank, code = failures[0]
         words = last_words(self._file(rank, "err").read_bytes(), code)

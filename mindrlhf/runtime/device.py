@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -70,6 +71,14 @@ class Device:
         if dtype == "bfloat16" and self.target == "CPU":
             raise UserError("model.dtype: MindSpore has no bfloat16 kernels on CPU; use auto, float32 or float16")
         return dtype
+
+    def peak_memory_mib(self) -> float:
+        """The most memory this worker has held: of the device on Ascend, of the process on CPU."""
+        if self.target == "CPU":
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        import mindspore
+
+        return mindspore.runtime.max_memory_allocated() / 2**20
 
     def all_sum(self, array: np.ndarray) -> np.ndarray:
         """Sum over workers, the same on each, of its shape and dtype (floating point, or counts up to 2^48).

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Callable, Optional
+from typing import Callable
 
 
 class UserError(Exception):
@@ -25,7 +25,7 @@ class IncompleteCheckpoint(UserError):
     """A checkpoint lacks tensors, has foreign ones, or some of another shape."""
 
 
-def run(main: Callable[[Sequence[str]], Optional[int]], argv: Optional[Sequence[str]] = None) -> int:
+def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
     """Call `main(argv)` as a command: the exit code, with a `UserError` said in one line on stderr."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:

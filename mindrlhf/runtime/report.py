@@ -28,7 +28,9 @@ def draw_curves(rows: list[dict[str, Any]], path: PathLike, title: str = "") -> 
             points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
             if points:
                 evaluated = key.startswith("eval_")
-                axis.plot(*zip(*points), marker="o" if evaluated else None, linestyle="--" if evaluated else "-", label=key)
+                axis.plot(
+                    *zip(*points), marker="o" if evaluated else None, linestyle="--" if evaluated else "-", label=key
+                )
         axis.set_title(name)
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)

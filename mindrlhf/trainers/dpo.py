@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 from mindspore import Tensor
@@ -17,7 +17,7 @@ from mindrlhf.config.schema import Config
 from mindrlhf.data.batches import Counts, PreferenceBatches, batch_shape, split_micro_batches
 from mindrlhf.data.records import PairRecords
 from mindrlhf.data.rows import Rows
-from mindrlhf.parallel.strategy import write_strategy
+from mindrlhf.parallel.strategy import strategy_path, write_strategy
 from mindrlhf.runtime.device import Device
 from mindrlhf.runtime.errors import UserError
 from mindrlhf.runtime.logging import log
@@ -43,7 +43,7 @@ class DPOTrainer:
         opened = [records for records in (train, evaluated) if records is not None]
         self.shape = batch_shape(opened, config.data.seq_len)
         self.micro, self.passes = split_micro_batches(
-            config.train.global_batch_pairs, device.data_parallel, config.train.micro_batch_pairs
+            config.train.global_batch_pairs, device.parallel.data_parallel, config.train.micro_batch_pairs
         )
         self.source = find_source(config)
         self.tokenizer = provenance.find_tokenizer(config, self.source.weights.folder, opened[0])
@@ -51,7 +51,9 @@ class DPOTrainer:
             provenance.check_record(records, self.tokenizer, self.loss)
         options = build_options(config, device, self.shape.length)
         self.dtype = options.compute_dtype
-        self.cell = build_preference_cell(self.source, options, self.loss, device.explicit_reduction)
+        family, shapes = self.source.family, self.source.hf_config
+        model_config = family.from_hf_config(shapes, options)
+        self.cell = build_preference_cell(family, model_config, self.loss, device.explicit_reduction)
         fingerprint = load_weights(self.source, self.cell)
         same = [provenance.check_reference(records, fingerprint, config, self.loss) for records in opened]
         self.checks_first_step = same[0]
@@ -67,22 +69,24 @@ class DPOTrainer:
         steps = total_steps(config, self.steps_per_epoch)
         self.learning_rates = learning_rates(config.optimizer.learning_rate, config.lr_schedule, steps)
         self.optimizer = build_optimizer(self.cell, config.optimizer, self.learning_rates)
-        reduce_over = device.data_parallel if device.explicit_reduction else 1
+        reduce_over = device.world if device.explicit_reduction else 1
         self.step = TrainStep(self.cell, self.optimizer, config.train.max_grad_norm, self.passes, reduce_over)
         self.step.set_train()
         log(
-            f"{len(records)} pairs, {steps} steps of {config.train.global_batch_pairs}: {device.data_parallel} worker(s) "
+            f"{len(records)} pairs, {steps} steps of {config.train.global_batch_pairs}: {device.parallel.data_parallel} worker(s) "
             f"x {self.micro} pair(s) x {self.passes} pass(es); rows of {self.shape.length} tokens"
         )
 
     def _batches(self, records: PairRecords, shuffle: bool = False, whole_set: bool = False) -> PreferenceBatches:
+        feeders = self.device.world if self.device.explicit_reduction else 1
         return PreferenceBatches(
             records,
             self.shape,
             self.config.train.global_batch_pairs,
-            self.micro,
-            worker=self.device.data_rank,
-            workers=self.device.data_parallel,
+            # Under semi-auto parallel every process is given the rows of all, and MindSpore takes its own.
+            self.micro * self.device.parallel.data_parallel // feeders,
+            worker=self.device.rank if feeders > 1 else 0,
+            workers=feeders,
             shuffle=shuffle,
             seed=self.config.seed,
             with_reference=self.loss.reference != "none",
@@ -116,7 +120,7 @@ class DPOTrainer:
                 f"{self.config.data.train} has {rows.ref_logps[place]:.4f}; preprocess again with this version"
             )
 
-    def evaluate(self) -> Optional[dict[str, float]]:
+    def evaluate(self) -> dict[str, float] | None:
         """The figures over the whole evaluation set, or None where there is none."""
         if self.eval_batches is None:
             return None
@@ -142,7 +146,9 @@ class DPOTrainer:
         arrays = dict(arrays)
         self.tokens_seen = int(arrays.pop("tokens_seen")[0])
         parameters = {parameter.name: parameter for parameter in self.cell.get_parameters()}
-        store.load_parameters({**parameters, **optimizer_state(self.optimizer)}, arrays, "the checkpoint to resume from")
+        store.load_parameters(
+            {**parameters, **optimizer_state(self.optimizer)}, arrays, "the checkpoint to resume from"
+        )
 
     def identity(self) -> dict[str, Any]:
         """What a continued run shares with the one that saved: data and its order, shapes, loss, optimizer."""
@@ -171,7 +177,7 @@ class DPOTrainer:
         )
         if device.explicit_reduction:
             shapes = {name: array.shape for name, array in arrays.items()}
-            write_strategy(output / "strategy" / f"ckpt_strategy_rank_{device.rank}.ckpt", shapes, device.world)
+            write_strategy(strategy_path(output / "strategy", device.rank), shapes, device.world)
         if device.rank == 0:
             store.carry_files(self.source.weights.folder, network, self.tokenizer.files if self.tokenizer else ())
         device.barrier()

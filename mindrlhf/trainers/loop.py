@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mindrlhf.checkpoint import resume
 from mindrlhf.config.schema import Config
@@ -32,7 +32,7 @@ class Trainer(Protocol):
     def train_step(self, step: int) -> dict[str, float]:
         """Do update `step` (from 0); figures computed before it."""
 
-    def evaluate(self) -> Optional[dict[str, float]]:
+    def evaluate(self) -> dict[str, float] | None:
         """Figures over the evaluation set without a prefix; None where there is no such set."""
 
     def state(self) -> dict[str, np.ndarray]:
@@ -94,11 +94,11 @@ def train(trainer: Trainer, config: Config, device: Device) -> None:
     device.barrier()
 
 
-def _due(step: int, every: Optional[int]) -> bool:
+def _due(step: int, every: int | None) -> bool:
     return bool(every) and step % every == 0
 
 
-def _evaluate(trainer: Trainer, step: int, writer: Optional[MetricsWriter]) -> None:
+def _evaluate(trainer: Trainer, step: int, writer: MetricsWriter | None) -> None:
     figures = trainer.evaluate()
     if figures is None:
         return

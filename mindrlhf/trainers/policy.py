@@ -71,7 +71,7 @@ def build_options(config: Config, device: Device, seq_length: int) -> BuildOptio
         compute_dtype=device.compute_dtype(config.model.dtype),
         param_dtype="float32",
         fused=device.flash_attention,
-        data_parallel=device.data_parallel,
+        data_parallel=device.parallel.data_parallel or 1,
         model_parallel=parallel.model_parallel,
         pipeline_stage=parallel.pipeline_stage,
         micro_batch_num=parallel.micro_batch_num,
@@ -83,5 +83,5 @@ def build_options(config: Config, device: Device, seq_length: int) -> BuildOptio
 def load_weights(source: Source, model: nn.Cell) -> str:
     """Set every parameter of `model` from its source, complete or refused; returns the weights' fingerprint."""
     arrays = source.read()
-    store.load_parameters({parameter.name: parameter for parameter in model.get_parameters()}, arrays, str(source.weights))
+    store.load_parameters({parameter.name: parameter for parameter in model.get_parameters()}, arrays, source.weights)
     return store.fingerprint(source.family.ms_to_hf(arrays))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING
 
 from mindrlhf.config.schema import Config
 from mindrlhf.data.records import PairRecords
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from mindrlhf.trainers.registry import LossSettings
 
 
-def open_records(path: Optional[str]) -> PairRecords:
+def open_records(path: str | None) -> PairRecords:
     """The records at `path`; UserError where none is named."""
     if not path:
         raise UserError("no records are named; give --train_dataset a MindRecord that tools/dpo_preprocess.py wrote")
     return PairRecords(path)
 
 
-def find_tokenizer(config: Config, model_folder: Path, records: PairRecords) -> Optional[ChatTokenizer]:
+def find_tokenizer(config: Config, model_folder: Path, records: PairRecords) -> ChatTokenizer | None:
     """The first of: tokenizer.path (--vocab_file), the model's folder, the path in the record; None with a warning."""
     from mindrlhf.data.tokenizers import holds_tokenizer, load_tokenizer
 
@@ -35,7 +35,7 @@ def find_tokenizer(config: Config, model_folder: Path, records: PairRecords) -> 
     return None
 
 
-def check_record(records: PairRecords, tokenizer: Optional[ChatTokenizer], loss: LossSettings) -> None:
+def check_record(records: PairRecords, tokenizer: ChatTokenizer | None, loss: LossSettings) -> None:
     """UserError where the record was made by another tokenizer or template, or lacks what the loss needs."""
     if tokenizer is not None:
         for key, mine in (("tokenizer_hash", tokenizer.tokenizer_hash), ("template_hash", tokenizer.template_hash)):
@@ -45,7 +45,7 @@ def check_record(records: PairRecords, tokenizer: Optional[ChatTokenizer], loss:
                     f"{records.path} was made with another {what} than that of {tokenizer.path}; preprocess again, "
                     f"or give --vocab_file the one it was made with"
                 )
-    if loss.reference == "record" and loss.needs_reference and not records.has_reference:
+    if loss.reference == "record" and loss.loss.needs_reference and not records.has_reference:
         raise UserError(
             f"{records.path} holds no reference log-probs, which rlhf.loss={loss.name} needs; "
             f"preprocess again without rlhf.reference=none"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -83,7 +84,8 @@ def _with_reference(pair: Pair, logps: np.ndarray) -> Pair:
     chosen, rejected = len(pair.chosen_ids), len(pair.rejected_ids)
     shared = min(chosen, rejected)
     sums = logps.astype(np.float64)
-    return pair._replace(
+    return replace(
+        pair,
         ref_chosen_logps=float(sums[0, :chosen].sum()),
         ref_rejected_logps=float(sums[1, :rejected].sum()),
         ref_chosen_shared_logps=float(sums[0, :shared].sum()),

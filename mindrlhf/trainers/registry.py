@@ -2,19 +2,55 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from mindspore import nn
 
 from mindrlhf.cells.preference import PreferenceCell
+from mindrlhf.config.schema import Config
 from mindrlhf.data.rows import PAIRS_PER_UNIT, ROWS_PER_UNIT
-from mindrlhf.losses.registry import bind
+from mindrlhf.losses import BoundLoss, bind
 from mindrlhf.models import ModelFamily, families
+from mindrlhf.runtime.errors import UserError
+from mindrlhf.runtime.logging import log
 
-# Names under which earlier yaml files knew a family, all with the length-normalised loss and beta 1.0.
+# Names under which earlier yaml files knew a family; their beta belonged to the length-normalised loss.
 HISTORICAL = {"Qwen7BDPO": "qwen2", "Qwen2_5_7BDPO": "qwen2"}
 HISTORICAL_LOSS = {"loss": "sigmoid_norm", "beta": 1.0}
+# MindFormers builds several families on this class; config.json tells which one it is.
+BACKBONES = {"LlamaForCausalLM": "auto"}
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """What `rlhf` of a run comes to: the bound loss, and where reference log-probs come from (record or none)."""
+
+    loss: BoundLoss
+    reference: str
+
+    @property
+    def name(self) -> str:
+        """The loss's name."""
+        return self.loss.spec.name
+
+
+def loss_settings(config: Config) -> LossSettings:
+    """The loss of a run; UserError for one that is unknown, badly set, or without the reference it needs."""
+    rlhf = config.rlhf
+    historical = config.model.family in HISTORICAL
+    name, beta = rlhf.loss, rlhf.beta
+    if historical and rlhf.loss == "sigmoid":
+        name, beta = HISTORICAL_LOSS["loss"], rlhf.beta or HISTORICAL_LOSS["beta"]
+        log(f"{config.model.family}: the length-normalised loss {name} with beta {beta}, as that name always meant")
+    try:
+        loss = bind(name, beta=beta, label_smoothing=rlhf.label_smoothing)
+    except ValueError as error:
+        raise UserError(f"rlhf.loss: {error}") from None
+    if loss.needs_reference and rlhf.reference == "none":
+        raise UserError(f"rlhf.reference is none, and rlhf.loss={name} needs a reference; set rlhf.reference=record")
+    return LossSettings(loss, rlhf.reference)
 
 
 def arch_name(family: ModelFamily) -> str:
@@ -25,13 +61,18 @@ def arch_name(family: ModelFamily) -> str:
 def family_of_arch(name: str) -> str:
     """The family behind an arch type, ours or historical; any other name is returned as it is."""
     ours = {arch_name(family): family.name for family in families().values()}
-    return {**ours, **HISTORICAL}.get(name, name)
+    return {**ours, **HISTORICAL, **BACKBONES}.get(name, name)
 
 
 def _preference_class(family: ModelFamily, defaults: dict[str, Any]) -> type[nn.Cell]:
+    """A class that makes, of a MindFormers config, the preference cell on the family's model.
+
+    The config may carry `rlhf` {loss, beta, label_smoothing} and `explicit_reduction`.
+    """
+
     def __init__(self: Any, config: Any) -> None:
-        wanted = {**defaults, **(getattr(config, "rlhf", None) or {})}
-        loss = bind(wanted.get("loss", "sigmoid"), beta=wanted.get("beta"), label_smoothing=wanted.get("label_smoothing"))
+        wanted = {"loss": "sigmoid", **defaults, **(getattr(config, "rlhf", None) or {})}
+        loss = bind(wanted.pop("loss"), **wanted)
         parallel = config.parallel_config
         split_vocabulary = not parallel.vocab_emb_dp and config.vocab_size % parallel.model_parallel == 0
         model = family.build(config)
@@ -49,7 +90,6 @@ def _preference_class(family: ModelFamily, defaults: dict[str, Any]) -> type[nn.
             data_parallel=parallel.data_parallel,
             vocab_parallel=parallel.model_parallel if split_vocabulary else 1,
         )
-        self.model = model
 
     return type(arch_name(family), (PreferenceCell,), {"__init__": __init__, "__doc__": f"DPO on {family.name}."})
 
@@ -59,17 +99,20 @@ def register_all() -> None:
     """Register every family's preference cell with MindFormers, once per process."""
     from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 
-    for family in families().values():
-        cell = _preference_class(family, {})
-        MindFormerRegister.register_cls(cell, MindFormerModuleType.MODELS, alias=arch_name(family))
-    for name, family_name in HISTORICAL.items():
-        cell = _preference_class(families()[family_name], HISTORICAL_LOSS)
+    cells = {arch_name(family): _preference_class(family, {}) for family in families().values()}
+    historical = {name: _preference_class(families()[family], HISTORICAL_LOSS) for name, family in HISTORICAL.items()}
+    for name, cell in {**cells, **historical}.items():
         MindFormerRegister.register_cls(cell, MindFormerModuleType.MODELS, alias=name)
 
 
-def build_preference_cell(arch: str, model_config: dict[str, Any], rlhf: dict[str, Any], **extra: Any) -> nn.Cell:
-    """The registered cell for a MindFormers model_config, with `rlhf` settings carried on the config."""
+def build_preference_cell(
+    family: ModelFamily, model_config: dict[str, Any], loss: LossSettings, explicit_reduction: bool
+) -> nn.Cell:
+    """The family's registered cell, by MindFormers' own `build_network`."""
     from mindformers.models.build_model import build_network
+    from mindformers.tools.register import MindFormerConfig
 
     register_all()
-    return build_network({"arch": {"type": arch}, "model_config": {**model_config, "rlhf": rlhf, **extra}})
+    rlhf = {"loss": loss.name, **loss.loss.parameters}
+    extra = {"rlhf": rlhf, "explicit_reduction": explicit_reduction}
+    return build_network(MindFormerConfig(arch={"type": arch_name(family)}, model_config={**model_config, **extra}))

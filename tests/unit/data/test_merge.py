@@ -19,13 +19,14 @@ OVERLONG = (4, 11)
 BROKEN = (7,)
 
 
+def pair(row: int) -> Pair:
+    prompt, chosen, rejected = (np.arange(1, row + extra + 2, dtype=np.int32) for extra in range(3))
+    return Pair(row, prompt, chosen, rejected, *[-0.1 * row] * 4)
+
+
 def write(path: Path, first: int, stop: int, total: int = TOTAL, **provenance: Any) -> Sidecar:
     """Rows first to stop - 1, as preprocessing would write them."""
-    pairs = [
-        Pair(row, *(np.arange(1, row + extra + 2, dtype=np.int32) for extra in range(3)), *[-0.1 * row] * 4)
-        for row in range(first, stop)
-        if row not in OVERLONG + BROKEN
-    ]
+    pairs = [pair(row) for row in range(first, stop) if row not in OVERLONG + BROKEN]
     bad = sum(first <= row < stop for row in BROKEN)
     return write_records(
         path,
@@ -66,7 +67,7 @@ def test_any_folder_of_parts_is_merged_in_row_order(tmp_path: Path) -> None:
         write(part_path(dst, 0, part), 11 - part, 12 - part)
     moved = part_folder(dst).rename(tmp_path / "elsewhere")
     merge(moved, tmp_path / "y.mindrecord", max_rejected=1.0)
-    assert [pair.pair_id for pair in PairRecords(tmp_path / "y.mindrecord")] == [0, 1, 2, 3, 5, 6, 8, 9, 10]
+    assert [each.pair_id for each in PairRecords(tmp_path / "y.mindrecord")] == [0, 1, 2, 3, 5, 6, 8, 9, 10]
 
 
 @pytest.mark.parametrize(

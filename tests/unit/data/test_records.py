@@ -28,7 +28,9 @@ WITHOUT = {**PROVENANCE, "reference": "none"}
 
 def pair(pair_id: int, reference: bool = True) -> Pair:
     generator = np.random.default_rng(pair_id)
-    tokens = [generator.integers(0, 2**31 - 1, generator.integers(1, 30), dtype=np.int32) for _ in TOKEN_FIELDS]
+    tokens: list[Any] = [
+        generator.integers(0, 2**31 - 1, generator.integers(1, 30), dtype=np.int32) for _ in TOKEN_FIELDS
+    ]
     sums = [float(value) for value in np.float32(-300) * generator.random(4, np.float32)] if reference else []
     return Pair(pair_id, *tokens, *sums)
 
@@ -140,7 +142,8 @@ def test_same_pairs_and_name_give_the_same_bytes(tmp_path: Path, record: Path) -
 
 @pytest.mark.parametrize("field", TOKEN_FIELDS)
 def test_an_empty_field_is_not_written(tmp_path: Path, field: str) -> None:
-    empty = dataclasses.replace(pair(1), **{field: np.zeros(0, np.int32)})
+    nothing: dict[str, Any] = {field: np.zeros(0, np.int32)}
+    empty = dataclasses.replace(pair(1), **nothing)
     path = tmp_path / "x.mindrecord"
     with pytest.raises(BadRecord, match=f"row 2 of the source has no {field}"):
         write_records(path, [pair(0), empty], provenance=PROVENANCE, span=(0, 2), total=2, overlong=0, rejected={})
