@@ -67,7 +67,7 @@ class TokenLogps(nn.Cell):
         self.softmax = ops.Softmax(-1)
 
     def construct(self, hidden, weight, targets):  # type: ignore[no-untyped-def]  # graph code
-        parts = ()
+        parts: tuple = ()
         for start in range(0, hidden.shape[0], self.chunk):
             rows = hidden[start : start + self.chunk]
             if start > 0:
@@ -82,7 +82,7 @@ class TokenLogps(nn.Cell):
         # d logp_n / d logits = onehot(target_n) - softmax_n
         scaled = hidden.astype(ms.float32) * dout.expand_dims(-1)
         d_weight = ops.tensor_scatter_add(ops.zeros(weight.shape, ms.float32), targets.expand_dims(-1), scaled)
-        expected = ()
+        expected: tuple = ()
         for start in range(0, hidden.shape[0], self.chunk):
             rows = ops.depend(hidden[start : start + self.chunk], d_weight)
             probabilities = self.softmax(self.logits(rows, weight).astype(ms.float32))
@@ -150,7 +150,7 @@ class ScoreTokens(nn.Cell):
         if self.explicit:
             return self.logps(states.reshape(-1, width), weight, targets.reshape(-1)).reshape(rows, count)
         step = max(1, self.chunk // rows)
-        parts = ()
+        parts: tuple = ()
         for start in range(0, count, step):
             stop = min(start + step, count)
             chunk = self.rows(states, (0, start, 0), (rows, stop, width), (1, 1, 1)).reshape(-1, width)

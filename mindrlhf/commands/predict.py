@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def read_questions(words: Sequence[str] | None) -> list[str]:
-    """The words themselves, or the lines of the one .txt or .jsonl file they name ("prompt" of an object, or a string)."""
+    """The words themselves, or the lines of the one .txt or .jsonl file they name (strings, or "prompt" of objects)."""
     if not words:
         raise UserError("no question; give --predict_data one or more, or a .txt or .jsonl file with one a line")
     if len(words) > 1 or not words[0].endswith((".txt", ".jsonl")):
@@ -51,7 +51,7 @@ def _question(value: Any, place: str) -> str:
 
 
 def predict(config: Config, words: Sequence[str] | None, output: str | None) -> None:
-    """Answer the questions on this one process; print them, and write {"prompt", "answer", "answer_ids"} to `output`."""
+    """Answer the questions in this one process; print them, and write prompt, answer and answer_ids to `output`."""
     questions = read_questions(words)
 
     import numpy as np

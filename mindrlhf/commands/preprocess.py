@@ -100,7 +100,7 @@ class Tally:
 
 
 class Preprocessing:
-    """One worker's share: the rank-th contiguous slice of the rows, in blocks, each of them read, encoded and scored."""
+    """One worker's share: the rank-th contiguous slice of the rows, read, encoded and scored in blocks."""
 
     def __init__(self, words: argparse.Namespace, config: Config, device: Device) -> None:
         from mindrlhf.data.formats import count_rows
@@ -108,6 +108,7 @@ class Preprocessing:
 
         self.words, self.config, self.device = words, config, device
         self.seq_len: int = config.data.seq_len or 0
+        assert config.tokenizer.path is not None
         self.tokenizer = load_tokenizer(config.tokenizer.path, words.merges_file)
         self.total = count_rows(words.src)
         share = [self.total * rank // device.world for rank in (device.rank, device.rank + 1)]
@@ -167,7 +168,7 @@ class Preprocessing:
         return PAIRS_PER_BATCH * (self.words.save_interval or BLOCK_BATCHES)
 
     def _blocks(self, pairs_per_block: int, progress: Any) -> Iterator[tuple[int, Tally]]:
-        """(row behind the block's last, what became of its rows): blocks hold `pairs_per_block` pairs, the last fewer."""
+        """(row behind the block's last, what became of its rows); a block has `pairs_per_block` pairs, the last fewer."""
         from mindrlhf.data.formats import Rejected, read_rows
 
         block, row = Tally(), self.start

@@ -92,7 +92,10 @@ class PreferenceBatches:
         with_reference: bool = True,
         whole_set: bool = False,
     ) -> None:
-        """`with_reference` False leaves the records' reference aside. `whole_set`: denominators are those of all records, for an evaluation, and not of each global batch."""
+        """`with_reference` False leaves the records' reference aside.
+
+        `whole_set`: denominators are those of all records, for an evaluation, not of each global batch.
+        """
         self.records = records
         self.shape = shape
         self.batch = global_batch_pairs

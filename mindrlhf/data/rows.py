@@ -59,7 +59,8 @@ def padded(
 ) -> Rows:
     """One row per answer, chosen and rejected of a pair in turn, padded to S = `length`; None is a filler pair.
 
-    `scored` is T, at least the longest response. `with_reference` False leaves the reference fields 0. A pair that does not fit is a mistake of the caller.
+    `scored` is T, at least the longest response and a multiple of 16. `with_reference` False leaves the reference
+    fields 0. A pair that does not fit is a mistake of the caller.
     """
     count = len(pairs)
     rows = ROWS_PER_UNIT * count

@@ -2,8 +2,8 @@
 
 Shapes: B pairs. policy and reference are (chosen, rejected), two (B,) float32 vectors of log-probs summed over the
 scored tokens of each answer; counts is (chosen, rejected), two (B,) float32 vectors of how many tokens those are. The
-terms are (B,) float32. What does not read its reference or its counts says so by `needs`. The caller sums the terms over
-real pairs and divides by the pairs, or the scored chosen tokens, of the global batch.
+terms are (B,) float32. `needs` says which of reference and counts a loss reads. The caller sums the terms over real pairs
+and divides by the pairs, or the scored chosen tokens, of the global batch.
 
 Below, x_c and x_r are the log-ratios log pi(y|x) - log pi_ref(y|x) of the chosen and the rejected answer,
 h = beta (x_c - x_r), sigma is the logistic function and |y| the number of scored tokens.
@@ -45,7 +45,7 @@ def mean_log_ratios(policy: Answers, reference: Answers, counts: Answers) -> Ans
 def sigmoid(
     policy: Answers, reference: Answers, counts: Answers, *, beta: float = 0.1, label_smoothing: float = 0.0
 ) -> Tensor:
-    """DPO; with label smoothing cDPO, which takes that share of the labels for wrong.
+    """DPO; with label smoothing cDPO, which takes a share ls of the labels for wrong.
 
     -(1 - ls) log sigma(h) - ls log sigma(-h)
 
@@ -60,7 +60,7 @@ def sigmoid(
 def robust(
     policy: Answers, reference: Answers, counts: Answers, *, beta: float = 0.1, label_smoothing: float = 0.1
 ) -> Tensor:
-    """Robust DPO: unbiased where that share of the labels is flipped at random. A term may be negative.
+    """Robust DPO: unbiased where a share ls of the labels is flipped at random. A term may be negative.
 
     (-(1 - ls) log sigma(h) + ls log sigma(-h)) / (1 - 2 ls)
 
@@ -85,7 +85,7 @@ def hinge(policy: Answers, reference: Answers, counts: Answers, *, beta: float =
 
 @preference_loss("ipo", needs=["reference", "counts"], source="arXiv 2310.12036, eq. 17")
 def ipo(policy: Answers, reference: Answers, counts: Answers, *, beta: float = 0.1) -> Tensor:
-    """IPO on log-ratios per token, as its authors run it and TRL does from 0.9 on; the printed equation has sums.
+    """IPO on log-ratios per token, as in TRL from 0.9 on; the printed equation has sums.
 
     (x_c / |y_c| - x_r / |y_r| - 1 / (2 beta))^2
 
@@ -97,7 +97,7 @@ def ipo(policy: Answers, reference: Answers, counts: Answers, *, beta: float = 0
 
 @preference_loss("sigmoid_norm", needs=["reference", "counts"], source="arXiv 2411.15124, length-normalized DPO")
 def sigmoid_norm(policy: Answers, reference: Answers, counts: Answers, *, beta: float = 0.1) -> Tensor:
-    """Length-normalised DPO. Log-ratios per token are small: its authors take beta 5, and 0.1 hardly moves.
+    """DPO on log-ratios per token. These are smaller than sums are, and its authors take beta 5.
 
     -log sigma(beta (x_c / |y_c| - x_r / |y_r|))
 

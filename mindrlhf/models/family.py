@@ -46,7 +46,7 @@ class ModelFamily:
     collations: ClassVar[tuple[str, ...]] = ("padded",)
 
     def from_hf_config(self, hf_config: Mapping[str, Any], options: BuildOptions) -> dict[str, Any]:
-        """MindFormers' model_config for a Hugging Face `config.json`; UserError for a feature that would run wrongly."""
+        """MindFormers' model_config for a Hugging Face `config.json`; UserError for what would run wrongly."""
         raise NotImplementedError
 
     def build(self, config: Any) -> nn.Cell:

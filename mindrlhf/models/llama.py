@@ -89,7 +89,7 @@ class LlamaFamily(ModelFamily):
 
         if isinstance(config, Mapping):
             config = LlamaConfig(**{key: value for key, value in config.items() if key != "type"})
-        # Lazily inlined layers do not compile in data_parallel mode without the Ascend backend, nor pay without pipeline.
+        # Lazily inlined layers pay with a pipeline alone, and do not compile in data_parallel mode on CPU.
         config.disable_lazy_inline = config.parallel_config.pipeline_stage == 1
         model = LlamaForCausalLM(config=config)
         if not config.use_flash_attention:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import signal
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -42,6 +43,11 @@ class Device:
     rank: int = 0
     world: int = 1
     parallel: ParallelSettings = field(default_factory=ParallelSettings)
+
+    @property
+    def data_parallel(self) -> int:
+        """Number of groups of workers that each see their own pairs."""
+        return self.parallel.data_parallel or 1
 
     @property
     def flash_attention(self) -> bool:
@@ -122,6 +128,8 @@ def setup(target: str = "auto", *, seed: int = 0, parallel: ParallelSettings = P
         set_seeds(seed)
         return Device(target, parallel=parallel)
     communication.init()
+    # It has put its own handler in place, with which Ctrl-C no longer reaches Python.
+    signal.signal(signal.SIGINT, signal.getsignal(signal.SIGINT))
     logging.mute_teardown()
     set_seeds(seed)
     device = Device(target, communication.get_rank(), communication.get_group_size(), parallel)

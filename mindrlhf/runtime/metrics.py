@@ -23,7 +23,7 @@ def read_metrics(path: PathLike) -> list[dict[str, Any]]:
 
 
 class MetricsWriter:
-    """Appends rows. A run that starts anew replaces the file; one that resumes after step k drops the rows beyond it."""
+    """Appends rows. A run that starts anew replaces the file; one that resumes after step k drops those beyond it."""
 
     def __init__(self, path: PathLike, resumed_step: int = 0) -> None:
         self.path = Path(path)

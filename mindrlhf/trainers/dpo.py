@@ -43,7 +43,7 @@ class DPOTrainer:
         opened = [records for records in (train, evaluated) if records is not None]
         self.shape = batch_shape(opened, config.data.seq_len)
         self.micro, self.passes = split_micro_batches(
-            config.train.global_batch_pairs, device.parallel.data_parallel, config.train.micro_batch_pairs
+            config.train.global_batch_pairs, device.data_parallel, config.train.micro_batch_pairs
         )
         self.source = find_source(config)
         self.tokenizer = provenance.find_tokenizer(config, self.source.weights.folder, opened[0])
@@ -73,8 +73,9 @@ class DPOTrainer:
         self.step = TrainStep(self.cell, self.optimizer, config.train.max_grad_norm, self.passes, reduce_over)
         self.step.set_train()
         log(
-            f"{len(records)} pairs, {steps} steps of {config.train.global_batch_pairs}: {device.parallel.data_parallel} worker(s) "
-            f"x {self.micro} pair(s) x {self.passes} pass(es); rows of {self.shape.length} tokens"
+            f"{len(records)} pairs, {steps} steps of {config.train.global_batch_pairs}: "
+            f"{device.data_parallel} worker(s) x {self.micro} pair(s) x {self.passes} pass(es), "
+            f"rows of {self.shape.length} tokens"
         )
 
     def _batches(self, records: PairRecords, shuffle: bool = False, whole_set: bool = False) -> PreferenceBatches:
@@ -84,7 +85,7 @@ class DPOTrainer:
             self.shape,
             self.config.train.global_batch_pairs,
             # Under semi-auto parallel every process is given the rows of all, and MindSpore takes its own.
-            self.micro * self.device.parallel.data_parallel // feeders,
+            self.micro * self.device.data_parallel // feeders,
             worker=self.device.rank if feeders > 1 else 0,
             workers=feeders,
             shuffle=shuffle,

@@ -95,7 +95,7 @@ def train(trainer: Trainer, config: Config, device: Device) -> None:
 
 
 def _due(step: int, every: int | None) -> bool:
-    return bool(every) and step % every == 0
+    return every is not None and step % every == 0
 
 
 def _evaluate(trainer: Trainer, step: int, writer: MetricsWriter | None) -> None:

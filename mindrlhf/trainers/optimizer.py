@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def learning_rates(peak: float, schedule: LrSchedule, steps: int) -> np.ndarray:
-    """(steps,) float32: update k, from 0, uses peak x lambda(k).
+    """(steps,) float64: update k, from 0, uses peak x lambda(k).
 
     lambda is k / warmup during warm-up, so the first update of a warm-up has rate 0; then constant, or linear to 0
     after the last update, or half a cosine wave. warmup_steps wins over warmup_ratio, which is rounded up.
@@ -30,7 +30,7 @@ def learning_rates(peak: float, schedule: LrSchedule, steps: int) -> np.ndarray:
             done = (k - warmup) / max(1, steps - warmup)
             factor = 1.0 - done if schedule.type == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
         rates[k] = peak * factor
-    return rates.astype(np.float32)
+    return rates
 
 
 def is_decayed(name: str) -> bool:
@@ -53,7 +53,7 @@ def build_optimizer(cell: nn.Cell, settings: Optimizer, rates: np.ndarray) -> nn
             *([{"params": others, "weight_decay": 0.0}] if others else []),
             {"order_params": parameters},
         ]
-    return AdamW(groups, learning_rate=Tensor(rates), betas=tuple(settings.betas), eps=settings.eps)
+    return AdamW(groups, learning_rate=Tensor(rates.astype(np.float32)), betas=tuple(settings.betas), eps=settings.eps)
 
 
 def optimizer_state(optimizer: nn.Optimizer) -> dict[str, Parameter]:

@@ -71,7 +71,7 @@ def build_options(config: Config, device: Device, seq_length: int) -> BuildOptio
         compute_dtype=device.compute_dtype(config.model.dtype),
         param_dtype="float32",
         fused=device.flash_attention,
-        data_parallel=device.parallel.data_parallel or 1,
+        data_parallel=device.data_parallel,
         model_parallel=parallel.model_parallel,
         pipeline_stage=parallel.pipeline_stage,
         micro_batch_num=parallel.micro_batch_num,

@@ -45,7 +45,7 @@ class ReferenceScorer:
         }
 
     def score(self, pairs: Sequence[Pair]) -> list[Pair]:
-        """The pairs in their order, with sums over scored tokens and over the first min(|chosen|, |rejected|) of them."""
+        """The pairs in their order, with sums over all scored tokens and over the length both answers share."""
         scored: dict[int, Pair] = {}
         by_length = sorted(range(len(pairs)), key=lambda index: _length(pairs[index]))
         for start in range(0, len(pairs), PAIRS_PER_BATCH):

@@ -18,7 +18,7 @@ from mindrlhf.runtime.logging import log
 
 # Names under which earlier yaml files knew a family; their beta belonged to the length-normalised loss.
 HISTORICAL = {"Qwen7BDPO": "qwen2", "Qwen2_5_7BDPO": "qwen2"}
-HISTORICAL_LOSS = {"loss": "sigmoid_norm", "beta": 1.0}
+HISTORICAL_LOSS, HISTORICAL_BETA = "sigmoid_norm", 1.0
 # MindFormers builds several families on this class; config.json tells which one it is.
 BACKBONES = {"LlamaForCausalLM": "auto"}
 
@@ -42,7 +42,7 @@ def loss_settings(config: Config) -> LossSettings:
     historical = config.model.family in HISTORICAL
     name, beta = rlhf.loss, rlhf.beta
     if historical and rlhf.loss == "sigmoid":
-        name, beta = HISTORICAL_LOSS["loss"], rlhf.beta or HISTORICAL_LOSS["beta"]
+        name, beta = HISTORICAL_LOSS, rlhf.beta or HISTORICAL_BETA
         log(f"{config.model.family}: the length-normalised loss {name} with beta {beta}, as that name always meant")
     try:
         loss = bind(name, beta=beta, label_smoothing=rlhf.label_smoothing)
@@ -100,7 +100,9 @@ def register_all() -> None:
     from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 
     cells = {arch_name(family): _preference_class(family, {}) for family in families().values()}
-    historical = {name: _preference_class(families()[family], HISTORICAL_LOSS) for name, family in HISTORICAL.items()}
+    historical = {
+        name: _preference_class(families()[family], historical_settings) for name, family in HISTORICAL.items()
+    }
     for name, cell in {**cells, **historical}.items():
         MindFormerRegister.register_cls(cell, MindFormerModuleType.MODELS, alias=name)
 
