@@ -86,6 +86,9 @@ def _need(words: argparse.Namespace, config: Config) -> None:
         raise UserError(f"--seq_len is {config.data.seq_len}; a prompt and a response need 2 tokens at least")
     if words.save_interval is not None and words.save_interval < 1:
         raise UserError(f"--save_interval is {words.save_interval}; give a whole number of batches, 1 or more")
+    from mindrlhf.data.sidecar import check_destination
+
+    check_destination(words.dst)
     if not words.dst.endswith(".mindrecord"):
         raise UserError(f"--dst is {words.dst}; a MindRecord's name ends in .mindrecord")
 
@@ -168,7 +171,7 @@ class Preprocessing:
         return PAIRS_PER_BATCH * (self.words.save_interval or BLOCK_BATCHES)
 
     def _blocks(self, pairs_per_block: int, progress: Any) -> Iterator[tuple[int, Tally]]:
-        """(row behind the block's last, what became of its rows); a block has `pairs_per_block` pairs, the last fewer."""
+        """(row behind the last, what became of its rows); blocks have `pairs_per_block` pairs, the last fewer."""
         from mindrlhf.data.formats import Rejected, read_rows
 
         block, row = Tally(), self.start

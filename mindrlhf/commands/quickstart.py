@@ -20,7 +20,7 @@ from mindrlhf.runtime.metrics import read_metrics
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER = ROOT / "scripts" / "msrun_launcher.sh"
 WORKERS = 2
-SEQ_LEN = 161  # rows of 160 tokens
+SEQ_LEN = 129  # rows of 128 tokens
 QUESTIONS = 4
 LEAST_ACCURACY = 0.6
 SHARE = "eval_logps/accuracies_per_token"

@@ -2,8 +2,8 @@
 
 Shapes: B pairs. policy and reference are (chosen, rejected), two (B,) float32 vectors of log-probs summed over the
 scored tokens of each answer; counts is (chosen, rejected), two (B,) float32 vectors of how many tokens those are. The
-terms are (B,) float32. `needs` says which of reference and counts a loss reads. The caller sums the terms over real pairs
-and divides by the pairs, or the scored chosen tokens, of the global batch.
+terms are (B,) float32. `needs` says which of reference and counts a loss reads. The caller sums the terms over real
+pairs and divides by the pairs, or the scored chosen tokens, of the global batch.
 
 Below, x_c and x_r are the log-ratios log pi(y|x) - log pi_ref(y|x) of the chosen and the rejected answer,
 h = beta (x_c - x_r), sigma is the logistic function and |y| the number of scored tokens.
@@ -21,10 +21,10 @@ Answers = tuple[Tensor, Tensor]
 
 
 def log_sigmoid(x: Tensor) -> Tensor:
-    """log sigma(x) = -softplus(-x) = min(x, 0) - log(1 + e^-|x|), any shape; finite with its gradient for every finite x.
+    """log sigma(x) = -softplus(-x) = min(x, 0) - log(1 + e^-|x|), any shape; finite with its gradient for any finite x.
 
     On CPU exp, and with it ops.softplus, is good to 5e-6; pow to 5e-7. Through sign the gradient at 0, where training
-    starts, is 1/2 on every backend; through minimum and abs it is whatever the backend does with ties.
+    starts, is 1/2 on every backend; through minimum it is whatever the backend does with ties.
     """
     sign = ops.sign(x)
     return x * (1 - sign) / 2 - ops.log1p(ops.pow(math.e, -x * sign))

@@ -100,9 +100,8 @@ def register_all() -> None:
     from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 
     cells = {arch_name(family): _preference_class(family, {}) for family in families().values()}
-    historical = {
-        name: _preference_class(families()[family], historical_settings) for name, family in HISTORICAL.items()
-    }
+    settings = {"loss": HISTORICAL_LOSS, "beta": HISTORICAL_BETA}
+    historical = {name: _preference_class(families()[family], settings) for name, family in HISTORICAL.items()}
     for name, cell in {**cells, **historical}.items():
         MindFormerRegister.register_cls(cell, MindFormerModuleType.MODELS, alias=name)
 

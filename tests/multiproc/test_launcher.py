@@ -1,0 +1,190 @@
+"""scripts/msrun_launcher.sh as users run it: output, exit codes, signals, nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LAUNCHER = ROOT / "scripts" / "msrun_launcher.sh"
+FOREIGN = ("GLOG_v", "LOG_MF_PATH", "MSRUN_LOG_DIR", "OMP_NUM_THREADS", "MS_WORKER_NUM", "RANK_ID")
+JOIN = """
+import os, signal, sys, time
+from mindrlhf.runtime.logging import quiet, log, warn
+quiet()
+import numpy as np
+from mindrlhf.runtime.device import setup
+device = setup("CPU")
+open(f"../pid_{device.rank}", "w").write(str(os.getpid()))
+"""
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The user's folder; what is temporary goes beside it."""
+    work = tmp_path / "work"
+    work.mkdir()
+    (tmp_path / "tmp").mkdir()
+    return work
+
+
+def start(folder: Path, code: str, workers: int = 2, args: str = "", **variables: str) -> subprocess.Popen[str]:
+    script = folder.parent / "script.py"
+    script.write_text(code, encoding="utf-8")
+    environment = {name: value for name, value in os.environ.items() if name not in FOREIGN}
+    environment["PATH"] = os.path.dirname(sys.executable) + os.pathsep + environment["PATH"]
+    environment.update(variables, TMPDIR=str(folder.parent / "tmp"))
+    return subprocess.Popen(
+        ["bash", str(LAUNCHER), f"../script.py {args}", str(workers)],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def launch(folder: Path, code: str, workers: int = 2, args: str = "", **variables: str) -> tuple[int, str, str]:
+    process = start(folder, code, workers, args, **variables)
+    out, err = process.communicate(timeout=300)
+    assert list(folder.iterdir()) == []
+    return process.returncode, out, err
+
+
+def without_log_folder(err: str) -> str:
+    """`err` without its last line, which names a folder that is there."""
+    *lines, last = err.splitlines(keepends=True)
+    assert last.startswith("logs: ")
+    assert (Path(last[len("logs: ") :].strip()) / "worker_0.log").exists()
+    return "".join(lines)
+
+
+def alive(folder: Path) -> list[int]:
+    """Process ids of workers that still run."""
+    pids = [int(path.read_text()) for path in folder.parent.glob("pid_*")]
+    assert pids
+    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+def test_one_worker_is_the_script_itself(folder: Path) -> None:
+    code = "import os, sys\nprint(sys.argv[1:], 'MS_ROLE' in os.environ)\nsys.exit(5)"
+    assert launch(folder, code, workers=1, args="'a b' c") == (5, "['a b', 'c'] False\n", "")
+
+
+def test_workers_join_and_rank_0_alone_is_seen(folder: Path) -> None:
+    code = JOIN + (
+        'log(f"{device.all_sum(np.arange(3) + device.rank).tolist()} {device.all_sum(np.array(1 / 3))}")\n'
+        'print(f"rank {device.rank} of {device.world}", os.getcwd() == os.path.realpath(sys.argv[1]))\n'
+        'warn("once")\n'
+    )
+    code_, out, err = launch(folder, code, args=f"'{folder}'")
+    assert (code_, out, err) == (0, f"[1, 3, 5] {2 / 3}\nrank 0 of 2 True\n", "warning: once\n")
+    assert list((folder.parent / "tmp").iterdir()) == []
+
+
+def test_a_script_without_cluster_runs_on_every_worker(folder: Path) -> None:
+    code = "import os\nopen('../ran_' + os.environ['MS_ROLE'] + os.environ['RANK_ID'], 'w').close()\nprint('done')"
+    assert launch(folder, code) == (0, "done\n", "")
+    assert {path.name for path in folder.parent.glob("ran_MS_WORKER*")} == {"ran_MS_WORKER0", "ran_MS_WORKER1"}
+
+
+def test_threads_are_shared_out_unless_set(folder: Path) -> None:
+    code = "import os\nprint(os.environ['OMP_NUM_THREADS'])"
+    assert launch(folder, code)[1] == f"{max(1, len(os.sched_getaffinity(0)) // 2)}\n"
+    assert launch(folder, code, OMP_NUM_THREADS="7")[1] == "7\n"
+
+
+def test_the_failing_worker_speaks_and_its_exit_code_is_passed_on(folder: Path) -> None:
+    code = JOIN + (
+        'log("begin")\n'
+        "if device.rank == 1:\n"
+        '    print("error: x.jsonl line 3 is broken", file=sys.stderr)\n'
+        "    sys.exit(3)\n"
+        "device.barrier()\n"
+    )
+    returned, out, err = launch(folder, code)
+    assert (returned, out) == (3, "begin\n")
+    assert without_log_folder(err) == "rank 1: error: x.jsonl line 3 is broken\n"
+    assert alive(folder) == []
+
+
+def test_a_user_error_that_all_workers_meet_is_said_once(folder: Path) -> None:
+    code = (
+        "import sys\nfrom mindrlhf.runtime.errors import UserError, run\n"
+        "def main(argv):\n    raise UserError('model.x: no such key')\n"
+        "sys.exit(run(main))"
+    )
+    returned, out, err = launch(folder, code)
+    assert (returned, out) == (2, "")
+    assert without_log_folder(err) == "error: model.x: no such key\n"
+
+
+def test_a_crash_shows_its_traceback(folder: Path) -> None:
+    returned, _, err = launch(folder, JOIN + "if device.rank == 1:\n    raise ValueError('boom')\ndevice.barrier()")
+    assert returned == 1
+    assert err.startswith("rank 1: Traceback (most recent call last)")
+    assert without_log_folder(err).endswith("ValueError: boom\n")
+
+
+def test_a_killed_worker_ends_the_job(folder: Path) -> None:
+    code = JOIN + "if device.rank == 1:\n    os.kill(os.getpid(), signal.SIGKILL)\ndevice.barrier()"
+    returned, _, err = launch(folder, code)
+    assert returned == 128 + signal.SIGKILL
+    assert without_log_folder(err) == "rank 1: killed by signal 9\n"
+    assert alive(folder) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_all_workers(number: signal.Signals, folder: Path) -> None:
+    code = JOIN + "device.barrier()\nprint('ready', flush=True)\ntime.sleep(300)"
+    process = start(folder, code)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    assert process.communicate(timeout=60) == ("", f"stopped by {number.name}\n")
+    assert process.returncode == 128 + number
+    time.sleep(0.5)
+    assert alive(folder) == []
+    assert list((folder.parent / "tmp").iterdir()) == []
+
+
+def test_ctrl_c_lets_a_worker_tidy_up(folder: Path) -> None:
+    code = JOIN + (
+        "device.barrier()\nprint('ready', flush=True)\n"
+        "try:\n    time.sleep(300)\nfinally:\n    open(f'../tidied_{device.rank}', 'w').close()"
+    )
+    process = start(folder, code)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert {path.name for path in folder.parent.glob("tidied_*")} == {"tidied_0", "tidied_1"}
+
+
+def test_logs_are_kept_where_the_user_wants_them(folder: Path) -> None:
+    logs = folder.parent / "logs"
+    assert launch(folder, "print('hello')", MSRUN_LOG_DIR=str(logs)) == (0, "hello\n", "")
+    assert (logs / "worker_1.log").read_text() == "hello\n"
+
+
+def test_plain_msrun_works(folder: Path) -> None:
+    code = JOIN + "print(device.rank, device.all_sum(np.ones(2)).tolist())"
+    script = folder.parent / "script.py"
+    script.write_text(code, encoding="utf-8")
+    environment = {name: value for name, value in os.environ.items() if name not in FOREIGN}
+    environment["PATH"] = os.path.dirname(sys.executable) + os.pathsep + environment["PATH"]
+    command = [sys.executable, "-m", "mindspore.parallel.cluster.run", "--worker_num=2", "--local_worker_num=2"]
+    command += ["--master_port=8231", f"--log_dir={folder.parent}/logs", "--join=True", str(script)]
+    environment["PYTHONPATH"] = str(ROOT)
+    subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=True, timeout=300)
+    assert list(folder.iterdir()) == []
+    for rank in range(2):
+        assert (folder.parent / f"logs/worker_{rank}.log").read_text() == f"{rank} [2.0, 2.0]\n"

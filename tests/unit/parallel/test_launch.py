@@ -1,0 +1,107 @@
+"""The launcher's command line, and what it shows and repeats of a worker's output."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+
+from mindrlhf.parallel.launch import ROOT, Cluster, Follower, last_words, parse
+from mindrlhf.runtime.errors import UserError
+
+CPP_LINE = b"[INFO] DISTRIBUTED(812,7f30,python):2026-11-21-09:26:48.765.181 [tcp_server.cc:313] Start] success!\n"
+PYTHON_LINE = b"[WARNING] ME(812:1405,MainProcess):2026-11-21-09:26:48.765.000 [x.py:1] deprecated\n"
+
+
+@pytest.fixture
+def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.py").touch()
+    return "x.py"
+
+
+def test_the_command_is_split_as_a_shell_would(script: str) -> None:
+    words, workers = parse([f"{script} --predict_data 'how are you?' \"a b\" beta=0.1", "2"])
+    assert words == ["x.py", "--predict_data", "how are you?", "a b", "beta=0.1"]
+    assert workers == 2
+
+
+def test_eight_workers_by_default(script: str) -> None:
+    assert parse([script])[1] == 8
+
+
+def test_a_script_of_the_repository_is_found_from_anywhere(script: str) -> None:
+    assert parse(["scripts/msrun_launcher.sh"])[0] == [str(ROOT / "scripts/msrun_launcher.sh")]
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        ([], "0 words came"),
+        (["x.py", "--config", "2"], "3 words came"),
+        ([""], "no script is named"),
+        (["x.py 'open", "2"], "No closing quotation"),
+        (["gone.py", "2"], "no such script: gone.py"),
+        (["x.py", "0"], "positive whole number, not '0'"),
+        (["x.py", "two"], "positive whole number, not 'two'"),
+    ],
+)
+def test_bad_usage(argv: list[str], sentence: str, script: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        parse(argv)
+
+
+def test_nodes_share_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "8118"}.items():
+        monkeypatch.setenv(name, value)
+    cluster = Cluster.from_environment(8)
+    assert list(cluster.local) == [4, 5, 6, 7]
+    assert (cluster.address, cluster.port) == ("10.0.0.1", 8118)
+    with pytest.raises(UserError, match="7 workers cannot be spread evenly"):
+        Cluster.from_environment(7)
+    monkeypatch.delenv("MASTER_ADDR")
+    with pytest.raises(UserError, match="needs MASTER_ADDR to be set"):
+        Cluster.from_environment(8)
+
+
+def test_follower_is_live_and_leaves_log_lines_out(tmp_path: Path) -> None:
+    path, shown = tmp_path / "log", io.BytesIO()
+    follower = Follower(path, shown, filtered=True)
+    steps = [
+        (b"begin\n", b"begin\n"),
+        (b"\rstep 1", b"\rstep 1"),
+        (b"\rstep 2\n", b"\rstep 2\n"),
+        (CPP_LINE[:9], b""),
+        (CPP_LINE[9:] + PYTHON_LINE, b""),
+        (b"[1, 2]\n[INFO] ours\n", b"[1, 2]\n[INFO] ours\n"),
+    ]
+    follower.show()
+    for written, expected in steps:
+        with open(path, "ab") as file:
+            file.write(written)
+        before = len(shown.getvalue())
+        follower.show()
+        assert shown.getvalue()[before:] == expected
+
+
+def test_follower_shows_all_to_a_user_who_asked_for_it(tmp_path: Path) -> None:
+    (tmp_path / "log").write_bytes(CPP_LINE)
+    shown = io.BytesIO()
+    Follower(tmp_path / "log", shown, filtered=False).show(last=True)
+    assert shown.getvalue() == CPP_LINE
+
+
+def test_last_words_are_the_sentence() -> None:
+    stderr = b"warning: x\nerror: model.y: no such key\n" + CPP_LINE
+    assert last_words(stderr, 2) == "error: model.y: no such key"
+
+
+def test_last_words_are_the_traceback() -> None:
+    stderr = b'noise\nTraceback (most recent call last):\n  File "a.py", line 1\nValueError: boom\n' + CPP_LINE
+    assert last_words(stderr, 1) == 'Traceback (most recent call last):\n  File "a.py", line 1\nValueError: boom'
+
+
+def test_last_words_of_the_silent_and_the_killed() -> None:
+    assert last_words(CPP_LINE, 3) == "ended with exit code 3"
+    assert last_words(b"error: x\n", -9) == "killed by signal 9"

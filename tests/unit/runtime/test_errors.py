@@ -1,0 +1,36 @@
+"""A user's mistake is one sentence and exit code 2; anything else keeps its traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from mindrlhf.runtime.errors import BadRecord, CorruptCheckpoint, IncompleteCheckpoint, UserError, run
+
+
+def test_exit_code_of_main_is_passed_on() -> None:
+    assert run(lambda words: len(words), ["a", "b", "c"]) == 3
+    assert run(lambda words: None, []) == 0
+
+
+@pytest.mark.parametrize("kind", [UserError, BadRecord, CorruptCheckpoint, IncompleteCheckpoint])
+def test_user_error_is_a_sentence(kind: type[UserError], capsys: pytest.CaptureFixture[str]) -> None:
+    def main(words: Sequence[str]) -> int:
+        raise kind("a.jsonl line 3: broken json")
+
+    assert run(main, []) == 2
+    assert capsys.readouterr() == ("", "error: a.jsonl line 3: broken json\n")
+
+
+def test_a_fault_of_ours_is_not_hidden() -> None:
+    def main(words: Sequence[str]) -> int:
+        raise ValueError("shapes")
+
+    with pytest.raises(ValueError, match="shapes"):
+        run(main, [])
+
+
+def test_words_default_to_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["run_dpo.py", "--config", "x"])
+    assert run(lambda words: len(words)) == 2
