@@ -60,7 +60,14 @@ class PreferenceCell(nn.Cell):
         self.sum_sequences = SumSequences(rows_per_unit, pairs_per_unit, dp)
         self.scored = ops.NotEqual().shard(((dp, 1), ()))
         self.none = 2 * pairs_per_unit
-        self.mean_logits = ops.ReduceSum().shard(((dp, 1, 1),))
+        self.sum_pairs = ops.ReduceSum().shard(((dp, 1),))
+        self.join = ops.Concat().shard(((1,), (1,)))
+        self.divide = ops.RealDiv().shard(((1,), (1,)))
+        self.take = ops.StridedSlice().shard(((1,),))
+        self.ones = ms.Tensor([1.0] * (len(SUMS) - 1), ms.float32)
+        # Pairs do not meet before their sums: semi-auto parallel need not look into what is done to each, and every
+        # operator in there, of whatever loss, works on the pairs of its own worker.
+        self.figures = self._figures if explicit_reduction else self._local_figures(dp)
 
     def can_generate(self) -> bool:
         """False: MindFormers' `build_network` asks every network it builds."""
@@ -81,37 +88,45 @@ class PreferenceCell(nn.Cell):
         num_chosen_tokens,
     ):
         hidden = self.backbone(input_ids, position_ids, self.mask(segment_ids))
-        token_logps = self.score(hidden, self.head_weight, predict_from, targets)
+        token_logps, token_logits = self.score(hidden, self.head_weight, predict_from, targets)
+        scored = self.scored(sequence_index, self.none).astype(ms.float32)
         logps = self.sum_sequences(token_logps, sequence_index)
-        counts = self.sum_sequences(ops.ones_like(token_logps), sequence_index)
-        # From here on everything is (B,), and small.
-        policy, reference, tokens = logps.reshape(-1, 2), ref_logps.reshape(-1, 2), counts.reshape(-1, 2)
-        real = pair_mask.reshape(-1)
-        terms = self.loss(policy[:, 0], policy[:, 1], reference[:, 0], reference[:, 1], tokens[:, 0], tokens[:, 1])
-        loss = (terms * real).sum() / (num_chosen_tokens if self.per_token else num_pairs)
-        return loss, self._sums(loss, policy, reference, tokens, real, hidden, predict_from, sequence_index), logps
+        logits = self.sum_sequences(token_logits, sequence_index)
+        counts = self.sum_sequences(scored, sequence_index)
+        sums = self.sum_pairs(self.figures(logps, ref_logps, counts, logits, pair_mask), 0)
+        # Divided after the sum, so that its gradient is no constant, which would be folded through the AllReduce.
+        denominator = num_chosen_tokens if self.per_token else num_pairs
+        sums = self.divide(sums, self.join((denominator.reshape(1), self.ones)))
+        return self.take(sums, (0,), (1,), (1,)).reshape(()), ops.stop_gradient(sums), logps
 
-    def _sums(self, loss, policy, reference, tokens, real, hidden, predict_from, sequence_index):  # type: ignore[no-untyped-def]
+    def _local_figures(self, data_parallel: int) -> ops.Primitive:
+        strategy = (data_parallel, 1)
+        figures = ops.Morph(self._figures, self._figures_shape, self._figures_dtype)
+        return figures.add_prim_attr("self_define_shard", True).shard((strategy,) * 5, (strategy,))
+
+    def _figures_shape(self, *shapes):  # type: ignore[no-untyped-def]
+        return [shapes[4][0] * shapes[4][1], len(SUMS)]
+
+    def _figures_dtype(self, *dtypes):  # type: ignore[no-untyped-def]
+        return dtypes[0]
+
+    def _figures(self, logps, ref_logps, counts, logits, pair_mask):  # type: ignore[no-untyped-def]
+        """(U,2K) and (U,K) -> what each pair adds to SUMS (UK,len(SUMS)), the loss yet to be divided."""
+        policy, reference, tokens = logps.reshape(-1, 2), ref_logps.reshape(-1, 2), counts.reshape(-1, 2)
+        terms = self.loss(policy[:, 0], policy[:, 1], reference[:, 0], reference[:, 1], tokens[:, 0], tokens[:, 1])
         policy = ops.stop_gradient(policy)
         rewards = self.beta * (policy - reference)
         per_token = policy / ops.maximum(tokens, ops.ones_like(tokens))
-        logits = self._mean_logits(ops.stop_gradient(hidden), predict_from, sequence_index).reshape(-1, 2)
-        return ops.stack(
-            [
-                ops.stop_gradient(loss),
-                (rewards[:, 0] * real).sum(),
-                (rewards[:, 1] * real).sum(),
-                ((rewards[:, 0] > rewards[:, 1]).astype(ms.float32) * real).sum(),
-                (policy[:, 0] * real).sum(),
-                (policy[:, 1] * real).sum(),
-                ((per_token[:, 0] > per_token[:, 1]).astype(ms.float32) * real).sum(),
-                (logits[:, 0] * real).sum(),
-                (logits[:, 1] * real).sum(),
-            ]
-        )
-
-    def _mean_logits(self, hidden, predict_from, sequence_index):  # type: ignore[no-untyped-def]
-        """Sums per sequence (U,2K) of each scored token's mean logit: hidden times the mean row of the head."""
-        mean_row = ops.stop_gradient(self.head_weight).astype(ms.float32).mean(axis=0)
-        means = ops.matmul(hidden.astype(ms.float32), mean_row)
-        return self.sum_sequences(ops.gather_elements(means, 1, predict_from), sequence_index)
+        logits = logits.reshape(-1, 2)
+        figures = [
+            terms,
+            rewards[:, 0],
+            rewards[:, 1],
+            (rewards[:, 0] > rewards[:, 1]).astype(ms.float32),
+            policy[:, 0],
+            policy[:, 1],
+            (per_token[:, 0] > per_token[:, 1]).astype(ms.float32),
+            logits[:, 0],
+            logits[:, 1],
+        ]
+        return ops.stack(figures, axis=1) * pair_mask.reshape(-1, 1)

@@ -20,4 +20,5 @@ class TokenLogpsCell(nn.Cell):
 
     def construct(self, input_ids, position_ids, segment_ids, predict_from, targets):  # type: ignore[no-untyped-def]
         hidden = self.backbone(input_ids, position_ids, self.mask(segment_ids))
-        return ops.stop_gradient(self.score(hidden, self.head_weight, predict_from, targets))
+        token_logps, _ = self.score(hidden, self.head_weight, predict_from, targets)
+        return ops.stop_gradient(token_logps)

@@ -93,9 +93,9 @@ class TokenLogps(nn.Cell):
 
 
 class ShardedTokenLogps(nn.Cell):
-    """The same numbers for semi-auto parallel: rows split over dp, the vocabulary over mp, plain operators.
+    """The same numbers for semi-auto parallel, and the mean logits (N,): rows split over dp, the vocabulary over mp.
 
-    It is recomputed in the backward pass instead of carrying its own.
+    Plain operators, recomputed in the backward pass instead of carrying an own one.
     """
 
     def __init__(self, data_parallel: int, vocab_parallel: int) -> None:
@@ -104,7 +104,6 @@ class ShardedTokenLogps(nn.Cell):
         self.logits = ops.MatMul(transpose_b=True).shard(((dp, 1), (vp, 1)))
         self.cast = ops.Cast().shard(((dp, vp),))
         self.max = ops.ReduceMax(keep_dims=True).shard(((dp, vp),))
-        self.stop = ops.stop_gradient
         self.subtract = ops.Sub().shard(((dp, vp), (dp, 1)))
         self.exp = ops.Exp().shard(((dp, vp),))
         self.sum = ops.ReduceSum().shard(((dp, vp),))
@@ -113,17 +112,21 @@ class ShardedTokenLogps(nn.Cell):
         self.on, self.off = ms.Tensor(1.0, ms.float32), ms.Tensor(0.0, ms.float32)
         self.pick = ops.Mul().shard(((dp, vp), (dp, vp)))
         self.difference = ops.Sub().shard(((dp,), (dp,)))
+        self.divide = ops.RealDiv().shard(((dp,), ()))
         self.recompute()
 
     def construct(self, hidden, weight, targets):  # type: ignore[no-untyped-def]  # graph code
+        vocabulary = weight.shape[0]
         logits = self.cast(self.logits(hidden, weight), ms.float32)
-        centred = self.subtract(logits, self.stop(self.max(logits, -1)))
-        target = self.sum(self.pick(centred, self.one_hot(targets, weight.shape[0], self.on, self.off)), -1)
-        return self.difference(target, self.log(self.sum(self.exp(centred), -1)))
+        centred = self.subtract(logits, ops.stop_gradient(self.max(logits, -1)))
+        target = self.sum(self.pick(centred, self.one_hot(targets, vocabulary, self.on, self.off)), -1)
+        logps = self.difference(target, self.log(self.sum(self.exp(centred), -1)))
+        return logps, self.divide(self.sum(ops.stop_gradient(logits), -1), vocabulary)
 
 
 class ScoreTokens(nn.Cell):
-    """hidden (R,S,H), weight (V,H), predict_from (R,T), targets (R,T) -> log p of each scored token (R,T) float32.
+    """hidden (R,S,H), weight (V,H), predict_from (R,T), targets (R,T) -> of each scored token log p and, without
+    gradient, the mean of its logits over the vocabulary, both (R,T) float32.
 
     explicit_reduction: gradients are summed over workers by us, so the memory-saving own backward may be used.
     """
@@ -138,7 +141,7 @@ class ScoreTokens(nn.Cell):
         self.gather = ops.Gather(batch_dims=1).shard(((dp, 1, 1), (dp, 1)))
         self.rows = ops.StridedSlice().shard(((dp, 1, 1),))
         self.tokens = ops.StridedSlice().shard(((dp, 1),))
-        self.concat = ops.Concat(1)
+        self.join = ops.Concat(1).shard(((dp, 1), (dp, 1)))
         self.weight_cast = ops.Cast()
         self.logps = TokenLogps(chunk) if explicit_reduction else ShardedTokenLogps(dp, vocab_parallel)
 
@@ -146,17 +149,27 @@ class ScoreTokens(nn.Cell):
         rows, count = predict_from.shape
         width = hidden.shape[2]
         states = self.gather(hidden, predict_from, 1)
-        weight = self.weight_cast(weight, states.dtype)
         if self.explicit:
-            return self.logps(states.reshape(-1, width), weight, targets.reshape(-1)).reshape(rows, count)
+            cast = self.weight_cast(weight, states.dtype)
+            logps = self.logps(states.reshape(-1, width), cast, targets.reshape(-1)).reshape(rows, count)
+            # The mean of the logits is the product with the mean row of the head.
+            mean_row = ops.stop_gradient(weight).astype(ms.float32).mean(axis=0)
+            return logps, ops.matmul(ops.stop_gradient(states).astype(ms.float32), mean_row)
+        weight = self.weight_cast(weight, states.dtype)
+        logps, means = self._chunk(states, weight, targets, 0)
         step = max(1, self.chunk // rows)
-        parts: tuple = ()
-        for start in range(0, count, step):
-            stop = min(start + step, count)
-            chunk = self.rows(states, (0, start, 0), (rows, stop, width), (1, 1, 1)).reshape(-1, width)
-            target = self.tokens(targets, (0, start), (rows, stop), (1, 1)).reshape(-1)
-            parts += (self.logps(chunk, weight, target).reshape(rows, stop - start),)
-        return self.concat(parts)
+        for start in range(step, count, step):
+            more_logps, more_means = self._chunk(states, weight, targets, start)
+            logps, means = self.join((logps, more_logps)), self.join((means, more_means))
+        return logps, means
+
+    def _chunk(self, states, weight, targets, start):  # type: ignore[no-untyped-def]
+        rows, count, width = states.shape
+        stop = min(start + max(1, self.chunk // rows), count)
+        chunk = self.rows(states, (0, start, 0), (rows, stop, width), (1, 1, 1)).reshape(-1, width)
+        target = self.tokens(targets, (0, start), (rows, stop), (1, 1)).reshape(-1)
+        logps, means = self.logps(chunk, weight, target)
+        return logps.reshape(rows, stop - start), means.reshape(rows, stop - start)
 
 
 class SumSequences(nn.Cell):

@@ -226,7 +226,7 @@ class Preprocessing:
         file = merge.rejected_file(self.words.dst) if whole else folder / merge.worker_rejected(self.device.rank)
         lines = merge.write_rejected(file, self.rejected)
         if not whole:
-            self.device.barrier()
+            self.device.leave()
             log(f"parts: {folder}; join them with --merge True --src {folder} --dst {self.words.dst}")
             return
         counts = (self.total, len(tally.pairs), tally.overlong, tally.rejected)

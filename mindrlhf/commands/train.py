@@ -81,4 +81,4 @@ def _evaluate(config: Config) -> None:
         path = Path(config.output_dir) / "eval_metrics.jsonl"
         MetricsWriter(path).write({"step": 0, **{f"eval_{name}": value for name, value in figures.items()}})
         log(f"figures: {path}")
-    device.barrier()
+    device.leave()

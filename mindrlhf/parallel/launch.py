@@ -71,7 +71,7 @@ class Cluster:
             if missing:
                 raise UserError(f"NNODES={nodes} needs {', '.join(missing)} to be set on every node")
         address = os.environ.get("MASTER_ADDR", "127.0.0.1")
-        port = _number("MASTER_PORT", 0) or _free_port()
+        port = _number("MASTER_PORT", 0) or free_port()
         return cls(workers, nodes, _number("NODE_RANK", 0) if nodes > 1 else 0, address, port)
 
 
@@ -82,7 +82,8 @@ def _number(variable: str, default: int) -> int:
     return int(value)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -189,8 +190,6 @@ class Job:
         # Seconds between a worker's attempts to leave the cluster, by default 3 to 5.
         environment.setdefault("MS_RETRY_INTERVAL_LOWER", "1")
         environment.setdefault("MS_RETRY_INTERVAL_UPPER", "1")
-        if sys.stdout.isatty():
-            environment[logging.LIVE_VARIABLE] = "1"
         with open(self.folder / "msrun.log", "wb") as log:
             # Its own session, so that Ctrl-C reaches the launcher alone and its scheduler can be ended with it.
             return subprocess.Popen(
@@ -249,8 +248,8 @@ class Job:
             return 1
         rank, code = failures[0]
         words = last_words(self._file(rank, "err").read_bytes(), code)
-        shown = self._file(self.cluster.local[0], "err").read_text(encoding="utf-8", errors="replace")
-        if words.splitlines()[-1] not in shown:
+        seen = self._file(self.cluster.local[0], "err")
+        if not seen.exists() or words.splitlines()[-1] not in seen.read_text(encoding="utf-8", errors="replace"):
             print(f"rank {rank}: {words}", file=sys.stderr)
         return code if code > 0 else 128 - code
 

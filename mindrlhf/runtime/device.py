@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import time
 import signal
 from dataclasses import dataclass, field, replace
 
@@ -13,6 +14,7 @@ from mindrlhf.runtime.errors import UserError
 from mindrlhf.runtime.seed import set_seeds
 
 TARGETS = ("auto", "CPU", "Ascend")
+LINGER_SECONDS = 2.0
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -105,6 +107,12 @@ class Device:
     def barrier(self) -> None:
         """Wait for all workers."""
         self.all_sum(np.zeros(1, np.float32))
+
+    def leave(self) -> None:
+        """To be called last: a worker that ends at once takes down a collective its slower peers are still in."""
+        if self.world > 1:
+            self.barrier()
+            time.sleep(LINGER_SECONDS)
 
 
 def setup(target: str = "auto", *, seed: int = 0, parallel: ParallelSettings = ParallelSettings()) -> Device:

@@ -19,8 +19,6 @@ import warnings
 GLOG = "GLOG_v"
 GLOG_LEVEL = "4"
 SCRATCH_PREFIX = "mindrlhf-scratch-"
-# The launcher reads its workers' output from files, so it is the one to tell them that a terminal stands behind it.
-LIVE_VARIABLE = "MINDRLHF_LIVE"
 ENVIRONMENT = {
     GLOG: GLOG_LEVEL,
     "TRANSFORMERS_VERBOSITY": "error",
@@ -84,11 +82,6 @@ def world() -> int:
 def rank() -> int:
     """This worker's number from 0. A `RANK_ID` left over in the environment of a single process does not count."""
     return int(os.environ.get("RANK_ID", "0")) if world() > 1 else 0
-
-
-def live() -> bool:
-    """Whether a line that rewrites itself is seen by someone: rank 0 on a terminal, or behind our launcher on one."""
-    return rank() == 0 and (sys.stdout.isatty() or os.environ.get(LIVE_VARIABLE) == "1")
 
 
 def log(message: str) -> None:

@@ -91,7 +91,7 @@ def train(trainer: Trainer, config: Config, device: Device) -> None:
     log(f"weights: {trainer.save()}")
     if device.rank == 0:
         log(f"curves: {draw_curves(read_metrics(output / METRICS_FILE), output / CURVES_FILE, str(output))}")
-    device.barrier()
+    device.leave()
 
 
 def _due(step: int, every: int | None) -> bool:

@@ -10,7 +10,7 @@ from mindrlhf.runtime.errors import BadRecord, CorruptCheckpoint, IncompleteChec
 
 
 def test_exit_code_of_main_is_passed_on() -> None:
-    assert run(lambda words: len(words), ["a", "b", "c"]) == 3
+    assert run(len, ["a", "b", "c"]) == 3
     assert run(lambda words: None, []) == 0
 
 
@@ -33,4 +33,4 @@ def test_a_fault_of_ours_is_not_hidden() -> None:
 
 def test_words_default_to_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["run_dpo.py", "--config", "x"])
-    assert run(lambda words: len(words)) == 2
+    assert run(len) == 2

@@ -59,12 +59,16 @@ def test_building_and_running_a_model_says_and_leaves_nothing(empty: Path) -> No
 
 
 def test_a_child_process_is_quiet_too(empty: Path) -> None:
-    code = "import mindformers" if "mindformers" in sys.modules else "from mindformers.tools.logger import logger"
-    parent = f"""
+    parent = """
 from mindrlhf.runtime.logging import quiet
 quiet()
 import subprocess, sys
-child = "from mindrlhf.runtime.logging import quiet; quiet(); {code}; logger.warning('from the child')"
+child = '''
+from mindrlhf.runtime.logging import quiet
+quiet()
+from mindformers.tools.logger import logger
+logger.warning("from the child")
+'''
 sys.exit(subprocess.call([sys.executable, "-c", child]))
 """
     done = run_python(parent, empty)
