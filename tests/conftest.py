@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from pipeline_shell import shell, trained  # noqa: F401  (fixtures)
 
 from mindrlhf.runtime.logging import quiet
 

@@ -46,7 +46,8 @@ class PreferenceCell(nn.Cell):
         pairs_per_unit: int,
         explicit_reduction: bool = True,
         data_parallel: int = 1,
-        vocab_parallel: int = 1,
+        model_parallel: int = 1,
+        split_vocabulary: bool = False,
     ) -> None:
         super().__init__(auto_prefix=False)
         dp = data_parallel
@@ -56,7 +57,7 @@ class PreferenceCell(nn.Cell):
         self.per_token = per_token
         self.beta = beta
         self.mask = SegmentMask(seq_length, dp)
-        self.score = ScoreTokens(explicit_reduction, dp, vocab_parallel)
+        self.score = ScoreTokens(explicit_reduction, dp, model_parallel if split_vocabulary else 1)
         self.sum_sequences = SumSequences(rows_per_unit, pairs_per_unit, dp)
         self.scored = ops.NotEqual().shard(((dp, 1), ()))
         self.none = 2 * pairs_per_unit
@@ -64,10 +65,11 @@ class PreferenceCell(nn.Cell):
         self.join = ops.Concat().shard(((1,), (1,)))
         self.divide = ops.RealDiv().shard(((1,), (1,)))
         self.take = ops.StridedSlice().shard(((1,),))
+        self.whole = ops.Identity().shard(((1, 1),))
         self.ones = ms.Tensor([1.0] * (len(SUMS) - 1), ms.float32)
         # Pairs do not meet before their sums: semi-auto parallel need not look into what is done to each, and every
         # operator in there, of whatever loss, works on the pairs of its own worker.
-        self.figures = self._figures if explicit_reduction else self._local_figures(dp)
+        self.figures = self._figures if explicit_reduction else self._local_figures(dp, model_parallel)
 
     def can_generate(self) -> bool:
         """False: MindFormers' `build_network` asks every network it builds."""
@@ -97,12 +99,12 @@ class PreferenceCell(nn.Cell):
         # Divided after the sum, so that its gradient is no constant, which would be folded through the AllReduce.
         denominator = num_chosen_tokens if self.per_token else num_pairs
         sums = self.divide(sums, self.join((denominator.reshape(1), self.ones)))
-        return self.take(sums, (0,), (1,), (1,)).reshape(()), ops.stop_gradient(sums), logps
+        return self.take(sums, (0,), (1,), (1,)).reshape(()), ops.stop_gradient(sums), self.whole(ops.stop_gradient(logps))
 
-    def _local_figures(self, data_parallel: int) -> ops.Primitive:
-        strategy = (data_parallel, 1)
+    def _local_figures(self, data_parallel: int, model_parallel: int) -> ops.Primitive:
+        by_pair = ms.Layout((data_parallel, model_parallel), ("dp", "mp"))("dp", "None")
         figures = ops.Morph(self._figures, self._figures_shape, self._figures_dtype)
-        return figures.add_prim_attr("self_define_shard", True).shard((strategy,) * 5, (strategy,))
+        return figures.add_prim_attr("self_define_shard", True).shard((by_pair,) * 5, (by_pair,))
 
     def _figures_shape(self, *shapes):  # type: ignore[no-untyped-def]
         return [shapes[4][0] * shapes[4][1], len(SUMS)]

@@ -15,10 +15,17 @@ class TrainStep(nn.Cell):
     first two mean something only after an update.
 
     reduce_over: workers whose gradients are summed explicitly; 1 where semi-auto parallel does it.
+    split_over: workers over which semi-auto parallel splits the cell; 1 where it does not.
     """
 
     def __init__(
-        self, cell: nn.Cell, optimizer: nn.Optimizer, max_grad_norm: float | None, passes: int, reduce_over: int
+        self,
+        cell: nn.Cell,
+        optimizer: nn.Optimizer,
+        max_grad_norm: float | None,
+        passes: int,
+        reduce_over: int,
+        split_over: int = 1,
     ) -> None:
         super().__init__(auto_prefix=False)
         self.cell = cell
@@ -26,8 +33,11 @@ class TrainStep(nn.Cell):
         self.max_grad_norm = max_grad_norm
         self.accumulates = passes > 1
         self.reduces = reduce_over > 1
-        self.gradients = ops.value_and_grad(cell, None, optimizer.parameters, has_aux=True)
+        self.split_over = split_over
+        self.gradients = ops.value_and_grad(self._share, None, optimizer.parameters, has_aux=True)
         self.map = ops.HyperMap()
+        # By this mark semi-auto parallel knows the square sum of a gradient's slice, and adds up those of all slices.
+        self.square_sum = ops.ExpandDims().add_prim_attr("grad_scale", True)
         if self.accumulates:
             self.kept = optimizer.parameters.clone(prefix="accumulated", init="zeros")
             self.kept_sums = ms.Parameter(
@@ -36,6 +46,14 @@ class TrainStep(nn.Cell):
         if self.reduces:
             self.reducer = nn.DistributedGradReducer(optimizer.parameters, mean=False, degree=reduce_over)
             self.all_reduce = ops.AllReduce()
+
+    def _share(self, *batch):  # type: ignore[no-untyped-def]  # graph code
+        """The cell, with a loss that is this worker's part of what all have in common.
+
+        Semi-auto parallel adds gradients up over all workers; it divides the loss first where that is the only output.
+        """
+        loss, sums, logps = self.cell(*batch)
+        return loss / self.split_over, sums, logps
 
     def construct(self, update, *batch):  # type: ignore[no-untyped-def]  # graph code
         (_, sums, logps), gradients = self.gradients(*batch)
@@ -49,10 +67,10 @@ class TrainStep(nn.Cell):
         if self.reduces:
             gradients = self.reducer(gradients)
             sums = self.all_reduce(sums)
-        norm = ops.zeros((), ms.float32)
+        squares = ops.zeros(1, ms.float32)
         for gradient in gradients:
-            norm = norm + ops.square(gradient.astype(ms.float32)).sum()
-        norm = ops.sqrt(norm)
+            squares = squares + self.square_sum(ops.square(gradient.astype(ms.float32)).sum(), 0)
+        norm = ops.sqrt(squares).reshape(())
         if self.max_grad_norm is not None:
             scale = ops.minimum(ops.ones((), ms.float32), self.max_grad_norm / (norm + 1e-6))
             gradients = self.map(ops.partial(_scale, scale), gradients)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import resource
-import time
 import signal
+import time
 from dataclasses import dataclass, field, replace
 
 import numpy as np

@@ -88,7 +88,8 @@ def _preference_class(family: ModelFamily, defaults: dict[str, Any]) -> type[nn.
             pairs_per_unit=PAIRS_PER_UNIT,
             explicit_reduction=getattr(config, "explicit_reduction", True),
             data_parallel=parallel.data_parallel,
-            vocab_parallel=parallel.model_parallel if split_vocabulary else 1,
+            model_parallel=parallel.model_parallel,
+            split_vocabulary=split_vocabulary,
         )
 
     return type(arch_name(family), (PreferenceCell,), {"__init__": __init__, "__doc__": f"DPO on {family.name}."})
