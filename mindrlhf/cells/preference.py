@@ -30,6 +30,10 @@ class PreferenceCell(nn.Cell):
     add up to the global batch's. rewards are beta (logp - ref). logps/accuracies_per_token counts pairs whose chosen
     answer has the higher mean log-prob per token. logits/* are sums over scored tokens of the mean over the vocabulary.
     The cell adds no prefix: parameter names stay MindFormers' own.
+
+    explicit_reduction False is semi-auto parallel over data_parallel x model_parallel workers; split_vocabulary says
+    that the rows of the head are split over the latter. The gradients of this loss are then too large by the number of
+    workers, see `TrainStep`.
     """
 
     num_sums = len(SUMS)
@@ -96,10 +100,11 @@ class PreferenceCell(nn.Cell):
         logits = self.sum_sequences(token_logits, sequence_index)
         counts = self.sum_sequences(scored, sequence_index)
         sums = self.sum_pairs(self.figures(logps, ref_logps, counts, logits, pair_mask), 0)
-        # Divided after the sum, so that its gradient is no constant, which would be folded through the AllReduce.
+        # Divided after the sum: the gradient of the sum is then no constant, which could be folded with its AllReduce.
         denominator = num_chosen_tokens if self.per_token else num_pairs
         sums = self.divide(sums, self.join((denominator.reshape(1), self.ones)))
-        return self.take(sums, (0,), (1,), (1,)).reshape(()), ops.stop_gradient(sums), self.whole(ops.stop_gradient(logps))
+        loss = self.take(sums, (0,), (1,), (1,)).reshape(())
+        return loss, ops.stop_gradient(sums), self.whole(ops.stop_gradient(logps))
 
     def _local_figures(self, data_parallel: int, model_parallel: int) -> ops.Primitive:
         by_pair = ms.Layout((data_parallel, model_parallel), ("dp", "mp"))("dp", "None")

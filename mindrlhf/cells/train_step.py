@@ -37,6 +37,8 @@ class TrainStep(nn.Cell):
         self.gradients = ops.value_and_grad(self._share, None, optimizer.parameters, has_aux=True)
         self.map = ops.HyperMap()
         # By this mark semi-auto parallel knows the square sum of a gradient's slice, and adds up those of all slices.
+        # It does not find it past the sum of several passes.
+        assert passes == 1 or split_over == 1
         self.square_sum = ops.ExpandDims().add_prim_attr("grad_scale", True)
         if self.accumulates:
             self.kept = optimizer.parameters.clone(prefix="accumulated", init="zeros")
@@ -48,9 +50,10 @@ class TrainStep(nn.Cell):
             self.all_reduce = ops.AllReduce()
 
     def _share(self, *batch):  # type: ignore[no-untyped-def]  # graph code
-        """The cell, with a loss that is this worker's part of what all have in common.
+        """The cell, its loss divided into shares, one of each worker.
 
-        Semi-auto parallel adds gradients up over all workers; it divides the loss first where that is the only output.
+        Every worker of semi-auto parallel comes to the whole loss, and their gradients are added. MindSpore divides
+        the loss by itself only where a cell has no other output (its _VirtualDiv), silently.
         """
         loss, sums, logps = self.cell(*batch)
         return loss / self.split_over, sums, logps

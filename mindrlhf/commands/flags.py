@@ -9,6 +9,8 @@ from typing import NoReturn
 from mindrlhf.config.load import split_overrides
 from mindrlhf.runtime.errors import UserError
 
+OVERRIDES = "key=value words at the end override the yaml (rlhf.beta=0.2)"
+
 
 class Parser(argparse.ArgumentParser):
     """Says a wrong flag as a `UserError`, in one sentence, without the usage."""
@@ -26,12 +28,12 @@ def boolean(word: str) -> bool:
     raise argparse.ArgumentTypeError(f"'{word}' is not True or False")
 
 
-def command(prog: str, description: str | None) -> Parser:
-    """A parser whose help shows defaults and tells of key=value words."""
+def command(prog: str, description: str | None, epilog: str | None = None) -> Parser:
+    """A parser whose help shows defaults."""
     return Parser(
         prog=prog,
         description=description,
-        epilog="key=value words at the end override the yaml (rlhf.beta=0.2)",
+        epilog=epilog,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )

@@ -6,19 +6,30 @@ train.jsonl and held_out.jsonl prefer the polite answer. No prompt of one file i
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from mindrlhf.commands.flags import Parser, command
 from mindrlhf.data.synthetic import preference_rows
 from mindrlhf.runtime.errors import UserError
 from mindrlhf.runtime.files import write_text
 
 
+def parser() -> Parser:
+    """The command line."""
+    flags = command("make_preference_data.py", __doc__)
+    flags.add_argument("--output_path", type=Path, required=True, help="folder to write the three files to")
+    flags.add_argument("--pairs", type=int, default=480, help="rows of train.jsonl")
+    flags.add_argument("--held_out", type=int, default=64, help="rows of held_out.jsonl")
+    flags.add_argument("--corpus", type=int, default=1500, help="rows of corpus.jsonl")
+    flags.add_argument("--seed", type=int, default=0, help="another seed, other rows")
+    return flags
+
+
 def main(argv: Sequence[str]) -> int:
     """Parse the command line and write the three files."""
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     counts = {"corpus": arguments.corpus, "train": arguments.pairs, "held_out": arguments.held_out}
     if arguments.output_path.exists() and not arguments.output_path.is_dir():
         raise UserError(f"--output_path {arguments.output_path} is a file: name a folder.")
@@ -31,15 +42,3 @@ def main(argv: Sequence[str]) -> int:
         write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         print(f"{path}: {count} rows")
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="make_preference_data.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--output_path", type=Path, required=True, help="folder to write the three files to")
-    parser.add_argument("--pairs", type=int, default=480, help="rows of train.jsonl (default %(default)s)")
-    parser.add_argument("--held_out", type=int, default=64, help="rows of held_out.jsonl (default %(default)s)")
-    parser.add_argument("--corpus", type=int, default=1500, help="rows of corpus.jsonl (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, other rows (default %(default)s)")
-    return parser

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mindrlhf.commands.flags import Parser, command
 from mindrlhf.data.synthetic import preference_rows
 from mindrlhf.runtime.errors import UserError
 from mindrlhf.runtime.files import replacing, write_json, write_text
@@ -91,7 +91,7 @@ FILES = (
 
 def main(argv: Sequence[str]) -> int:
     """Parse the command line and write the folder."""
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     make_tiny(
         arguments.output_path,
         arguments.family,
@@ -217,15 +217,16 @@ def random_weights(config: Mapping[str, Any], biases: Sequence[str], seed: int) 
     return weights
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="make_tiny_model.py", description=__doc__)
-    parser.add_argument("--family", choices=sorted(FAMILIES), required=True, help="architecture of the model")
-    parser.add_argument("--output_path", type=Path, required=True, help="folder to write: new, empty or an earlier one")
-    parser.add_argument("--vocab_size", type=int, default=2048, help="rows of the embedding (default %(default)s)")
-    parser.add_argument("--hidden_size", type=int, default=128, help="a multiple of 64 (default %(default)s)")
-    parser.add_argument("--layers", type=int, default=4, help="number of layers (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the weights (default %(default)s)")
-    return parser
+def parser() -> Parser:
+    """The command line."""
+    flags = command("make_tiny_model.py", __doc__)
+    flags.add_argument("--family", choices=sorted(FAMILIES), required=True, help="architecture of the model")
+    flags.add_argument("--output_path", type=Path, required=True, help="folder to write: new, empty or an earlier one")
+    flags.add_argument("--vocab_size", type=int, default=2048, help="rows of the embedding")
+    flags.add_argument("--hidden_size", type=int, default=128, help="a multiple of 64")
+    flags.add_argument("--layers", type=int, default=4, help="number of layers")
+    flags.add_argument("--seed", type=int, default=0, help="seed of the weights")
+    return flags
 
 
 def _check_sizes(fields: Mapping[str, Any], vocab_size: int, hidden_size: int, layers: int) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mindrlhf import __version__
-from mindrlhf.commands.flags import Parser, boolean, command, parse
+from mindrlhf.commands.flags import OVERRIDES, Parser, boolean, command, parse
 from mindrlhf.config.load import load_config
 from mindrlhf.config.schema import Config
 from mindrlhf.data.formats import DATASET_TYPES
@@ -29,7 +29,7 @@ BLOCK_BATCHES = 64
 
 def parser() -> Parser:
     """The command line."""
-    flags = command("dpo_preprocess.py", __doc__)
+    flags = command("dpo_preprocess.py", __doc__, OVERRIDES)
     files = flags.add_argument_group("files")
     files.add_argument(
         "--src", required=True, help="preference file (.jsonl or .json); with --merge the folder of parts"

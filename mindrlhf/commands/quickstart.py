@@ -20,7 +20,8 @@ from mindrlhf.runtime.metrics import read_metrics
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER = ROOT / "scripts" / "msrun_launcher.sh"
 WORKERS = 2
-SEQ_LEN = 129  # rows of 128 tokens
+SEQ_LEN = 97  # rows of 96 tokens; a few pairs are longer, and counted
+CORPUS = 1200  # rows of the warm-up
 QUESTIONS = 4
 LEAST_ACCURACY = 0.6
 SHARE = "eval_logps/accuracies_per_token"
@@ -72,7 +73,7 @@ def stages(out: Path) -> list[Stage]:
     held_out = str(out / "held_out.mindrecord")
     return [
         Stage("make a model", (tool("make_tiny_model"), "--family", "qwen2", "--output_path", model)),
-        Stage("make the data", (tool("make_preference_data"), "--output_path", data)),
+        Stage("make the data", (tool("make_preference_data"), "--output_path", data, "--corpus", str(CORPUS))),
         Stage("prepare the corpus", preprocess("corpus", "rlhf.reference=none")),
         Stage(
             "warm up (sft)",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mindrlhf.commands.flags import Parser, boolean, command, parse
+from mindrlhf.commands.flags import OVERRIDES, Parser, boolean, command, parse
 from mindrlhf.config.load import load_config
 from mindrlhf.config.schema import Config
 from mindrlhf.runtime.errors import UserError
@@ -14,7 +14,7 @@ from mindrlhf.runtime.logging import log, quiet
 
 def parser() -> Parser:
     """The command line of all three run modes."""
-    flags = command("run_dpo.py", __doc__)
+    flags = command("run_dpo.py", __doc__, OVERRIDES)
     run = flags.add_argument_group("run")
     run.add_argument("--config", help="yaml of the run")
     run.add_argument("--run_mode", choices=("train", "eval", "predict"), help="what to do; without it the yaml's")

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
+from mindrlhf.commands.flags import Parser, command
 
-def build_parser() -> argparse.ArgumentParser:
-    """The options of the command."""
-    parser = argparse.ArgumentParser(
-        prog="transform_checkpoint.py",
-        description="Join the checkpoints that the ranks of one run wrote into one that a single device can load.",
-        epilog="The result is DST_CHECKPOINT/checkpoint_network/rank_0/checkpoint_0.<ending of the source>, with "
+
+def parser() -> Parser:
+    """The command line."""
+    flags = command(
+        "transform_checkpoint.py",
+        "Join the checkpoints that the ranks of one run wrote into one that a single device can load.",
+        "The result is DST_CHECKPOINT/checkpoint_network/rank_0/checkpoint_0.<ending of the source>, with "
         "config.json, generation_config.json and the tokenizer's files carried along.",
-        allow_abbrev=False,
     )
-    source = parser.add_argument_group("source")
+    source = flags.add_argument_group("source")
     source.add_argument(
         "--src_checkpoint", required=True, metavar="DIR", help="the run's checkpoint_network, which holds rank_0, ..."
     )
@@ -25,16 +25,16 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="the run's strategy, which holds ckpt_strategy_rank_0.ckpt, ...",
     )
-    target = parser.add_argument_group("destination")
+    target = flags.add_argument_group("destination")
     target.add_argument(
         "--dst_checkpoint", required=True, metavar="DIR", help="the folder to write; created where it does not exist"
     )
-    return parser
+    return flags
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """Run the command; raises `UserError` for a wrong input."""
-    options = build_parser().parse_args(argv)
+    options = parser().parse_args(argv)
 
     from mindrlhf.runtime.logging import quiet
 

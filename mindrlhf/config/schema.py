@@ -46,10 +46,10 @@ class Model:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Where the tokenizer lies; the chat template is its own unless named."""
+    """Where the tokenizer lies; the chat template is its own."""
 
     path: str | None = _leaf(None, _path)
-    chat_template: str = _leaf("auto", kinds.text("a chat template, or auto"))
+    chat_template: str = _leaf("auto", kinds.choice("auto"))
 
 
 @dataclass(frozen=True)

@@ -127,6 +127,7 @@ def write_records(
         sidecar_path(target).unlink(missing_ok=True)
         fsync_path(target.parent)
         for file in files:
+            file.chmod(0o644)  # MindSpore lets nobody else read them
             fsync_path(file)
             os.replace(file, target.with_name(file.name))
         fsync_path(target.parent)

@@ -22,14 +22,14 @@ COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
 class ParallelSettings:
     """How the model is spread: data_parallel x model_parallel x pipeline_stage = workers.
 
-    data_parallel None is what the others leave. `strategy_file`: where MindSpore writes the layout of a semi-auto run.
+    data_parallel None is what the others leave. `strategy_folder`: where a semi-auto run writes its layout.
     """
 
     data_parallel: int | None = None
     model_parallel: int = 1
     pipeline_stage: int = 1
     optimizer_shard: bool = False
-    strategy_file: str | None = None
+    strategy_folder: str | None = None
 
     @property
     def semi_auto(self) -> bool:
@@ -158,8 +158,9 @@ def setup(target: str = "auto", *, seed: int = 0, parallel: ParallelSettings = P
     if parallel.optimizer_shard:
         # By default parameters under 64 KB stay whole, and small models would not be split at all.
         mindspore.set_auto_parallel_context(parallel_optimizer_config={"parallel_optimizer_threshold": 0})
-    if parallel.strategy_file:
-        mindspore.set_auto_parallel_context(strategy_ckpt_config={"save_file": parallel.strategy_file})
+    if parallel.strategy_folder:
+        file = f"{parallel.strategy_folder}/ckpt_strategy_rank_{device.rank}.ckpt"
+        mindspore.set_auto_parallel_context(strategy_ckpt_config={"save_file": file})
     return device
 
 
@@ -179,8 +180,12 @@ def _find_target(target: str) -> str:
 
 def _fit(parallel: ParallelSettings, target: str, world: int) -> ParallelSettings:
     """The settings with data_parallel filled in."""
+    if parallel.pipeline_stage > 1:
+        raise UserError(
+            f"parallel.pipeline_stage is {parallel.pipeline_stage}; pipelines are not supported for training yet, use 1"
+        )
     if target == "CPU" and parallel.semi_auto:
-        for name in ("model_parallel", "pipeline_stage", "optimizer_shard"):
+        for name in ("model_parallel", "optimizer_shard"):
             if getattr(parallel, name) > 1 or getattr(parallel, name) is True:
                 raise UserError(f"{name} needs Ascend: MindSpore's semi-auto parallel does not run on CPU")
     inner = parallel.model_parallel * parallel.pipeline_stage

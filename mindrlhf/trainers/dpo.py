@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +44,11 @@ class DPOTrainer:
         self.micro, self.passes = split_micro_batches(
             config.train.global_batch_pairs, device.data_parallel, config.train.micro_batch_pairs
         )
+        if self.passes > 1 and not device.explicit_reduction:
+            raise UserError(
+                "train.micro_batch_pairs: a step of several passes is not supported with model_parallel or "
+                f"optimizer_shard; use {self.micro * self.passes}, or a smaller train.global_batch_pairs"
+            )
         self.source = find_source(config)
         self.tokenizer = provenance.find_tokenizer(config, self.source.weights.folder, opened[0])
         for records in opened:
@@ -69,8 +73,10 @@ class DPOTrainer:
         steps = total_steps(config, self.steps_per_epoch)
         self.learning_rates = learning_rates(config.optimizer.learning_rate, config.lr_schedule, steps)
         self.optimizer = build_optimizer(self.cell, config.optimizer, self.learning_rates)
-        reduce_over = device.world if device.explicit_reduction else 1
-        self.step = TrainStep(self.cell, self.optimizer, config.train.max_grad_norm, self.passes, reduce_over)
+        reduce_over, split_over = (device.world, 1) if device.explicit_reduction else (1, device.world)
+        self.step = TrainStep(
+            self.cell, self.optimizer, config.train.max_grad_norm, self.passes, reduce_over, split_over
+        )
         self.step.set_train()
         log(
             f"{len(records)} pairs, {steps} steps of {config.train.global_batch_pairs}: "
@@ -154,13 +160,15 @@ class DPOTrainer:
     def identity(self) -> dict[str, Any]:
         """What a continued run shares with the one that saved: data and its order, shapes, loss, optimizer."""
         config = to_dict(self.config)
-        text = repr([config[section] for section in ("seed", "rlhf", "optimizer", "lr_schedule")])
+        sections = ("rlhf", "optimizer", "lr_schedule")
+        settings = {f"{section}.{key}": value for section in sections for key, value in config[section].items()}
         return {
-            "settings": hashlib.sha256(text.encode()).hexdigest()[:16],
-            "data": self.batches.records.provenance["dataset_sha256"],
+            **settings,
+            "seed": self.config.seed,
+            "dataset_sha256": self.batches.records.provenance["dataset_sha256"],
             "pairs": len(self.batches.records),
-            "shuffle": self.config.data.shuffle,
-            "global_batch_pairs": self.config.train.global_batch_pairs,
+            "data.shuffle": self.config.data.shuffle,
+            "train.global_batch_pairs": self.config.train.global_batch_pairs,
             "total_steps": len(self.learning_rates) if self.config.lr_schedule.type != "constant" else None,
             "workers": self.device.world if not self.device.explicit_reduction else None,
         }

@@ -70,5 +70,5 @@ def check_reference(records: PairRecords, fingerprint: str, config: Config, loss
             f"the reference log-probs of {records.path} come from other weights than {config.model.load_checkpoint}; "
             f"preprocess again with these, or set rlhf.other_reference=accept if that is meant"
         )
-    log(f"reference of {records.path}: other weights than those loaded, as accepted")
+    log(f"the reference of {records.path} is other weights than those loaded; rewards are measured against it")
     return False

@@ -16,6 +16,6 @@ def setup_device(config: Config, one_model_each: bool = False) -> Device:
         model_parallel=parallel.model_parallel,
         pipeline_stage=parallel.pipeline_stage,
         optimizer_shard=parallel.optimizer_shard,
-        strategy_file=f"{config.output_dir}/strategy/ckpt_strategy.ckpt",
+        strategy_folder=f"{config.output_dir}/strategy",
     )
     return setup(config.device.target, seed=config.seed, parallel=settings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -54,7 +54,7 @@ DANGEROUS_KEYWORDS = {"shell", "trust_remote_code", "allow_pickle"}
 STANDARD = ("__future__", "collections", "dataclasses", "difflib", "inspect", "math", "typing")
 
 
-@lru_cache(maxsize=None)
+@cache
 def tree(path: Path) -> ast.Module:
     """The file as Python 3.9 reads it."""
     return ast.parse(path.read_text(encoding="utf-8"), str(path), feature_version=(3, 9))

@@ -87,27 +87,28 @@ def test_a_loss_per_token_is_divided_by_the_chosen_tokens() -> None:
     assert by_name(sums)["rewards/chosen"] == pytest.approx(expected["rewards/chosen"], rel=1e-5)
 
 
-def gradients(model: PreferenceCell, fields: Any) -> dict[str, np.ndarray]:
+def run(model: PreferenceCell, fields: Any) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """The sums, and the gradient of every parameter."""
     parameters = model.trainable_params()
-    _, found = ops.value_and_grad(model, None, parameters, has_aux=True)(*fields)
-    return {parameter.name: gradient.asnumpy() for parameter, gradient in zip(parameters, found)}
+    (_, sums, _), found = ops.value_and_grad(model, None, parameters, has_aux=True)(*fields)
+    return by_name(sums), {parameter.name: each.asnumpy() for parameter, each in zip(parameters, found)}
+
+
+def assert_equal(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], bound: float) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, gradient in theirs.items():
+        np.testing.assert_allclose(ours[name], gradient, rtol=0, atol=bound * np.abs(gradient).max(), err_msg=name)
 
 
 def test_filler_changes_no_gradient() -> None:
     model = cell()
-    filled, plain = (gradients(model, batch(some, 2, 1)) for some in ([PAIRS[0], None, PAIRS[1], None], PAIRS[:2]))
-    for name, gradient in plain.items():
-        np.testing.assert_allclose(filled[name], gradient, rtol=0, atol=1e-6 * np.abs(gradient).max(), err_msg=name)
+    (_, filled), (_, plain) = (run(model, batch(some, 2, 1)) for some in ([PAIRS[0], None, PAIRS[1]], PAIRS[:2]))
+    assert_equal(filled, plain, 1e-6)
 
 
 def test_a_packed_row_is_the_padded_ones() -> None:
     """The prompt stands once, and the cell neither knows nor cares."""
-    model, dense = cell(), cell(rows_per_unit=1)
-    padded_fields, packed_fields = batch(PAIRS[:1], 1, 1), packed(PAIRS[0], 1, 1)
-    padded_sums, packed_sums = (
-        by_name(each(*fields)[1]) for each, fields in ((model, padded_fields), (dense, packed_fields))
-    )
+    padded_sums, theirs = run(cell(), batch(PAIRS[:1], 1, 1))
+    packed_sums, ours = run(cell(rows_per_unit=1), packed(PAIRS[0], 1, 1))
     assert packed_sums == pytest.approx(padded_sums, rel=1e-5)
-    theirs, ours = gradients(model, padded_fields), gradients(dense, packed_fields)
-    for name, gradient in theirs.items():
-        np.testing.assert_allclose(ours[name], gradient, rtol=0, atol=1e-5 * np.abs(gradient).max(), err_msg=name)
+    assert_equal(ours, theirs, 1e-5)

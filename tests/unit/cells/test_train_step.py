@@ -24,9 +24,7 @@ pytestmark = pytest.mark.usefixtures("cpu")
 def run(passes: int) -> tuple[dict[str, np.ndarray], list[float], list[np.ndarray]]:
     """Three steps of four pairs in so many passes: parameters at the end, and every step's norm and sums."""
     bound = bind("sigmoid", beta=0.5)
-    cell = PreferenceCell(
-        Backbone(), head(), bound.function, per_token=False, beta=0.5, seq_length=LENGTH, **units()
-    )
+    cell = PreferenceCell(Backbone(), head(), bound.function, per_token=False, beta=0.5, seq_length=LENGTH, **units())
     optimizer = build_optimizer(cell, Optimizer(learning_rate=0.01), np.full(STEPS, 0.01))
     step = TrainStep(cell, optimizer, max_grad_norm=0.5, passes=passes, reduce_over=1).set_train()
     norms, sums = [], []

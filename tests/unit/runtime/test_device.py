@@ -84,13 +84,17 @@ def test_auto_and_ascend_agree_on_what_is_there() -> None:
     ("settings", "name"),
     [
         (ParallelSettings(model_parallel=2), "model_parallel"),
-        (ParallelSettings(pipeline_stage=2), "pipeline_stage"),
         (ParallelSettings(optimizer_shard=True), "optimizer_shard"),
     ],
 )
 def test_semi_auto_needs_ascend(settings: ParallelSettings, name: str) -> None:
     with pytest.raises(UserError, match=f"{name} needs Ascend"):
         setup("CPU", parallel=settings)
+
+
+def test_pipelines_are_refused() -> None:
+    with pytest.raises(UserError, match=r"pipeline_stage is 2; pipelines are not supported for training yet, use 1"):
+        setup("CPU", parallel=ParallelSettings(pipeline_stage=2))
 
 
 def test_layout_must_make_the_number_of_workers() -> None:

@@ -14,25 +14,26 @@ STEPS = 5
 RATES = np.array([0.0, 1e-3, 2e-3, 2e-3, 5e-4])
 BETAS, EPS = (0.8, 0.95), 1e-6
 SHAPES = {
-    "model.layers.0.attention.wq.weight": (4, 3),
     "model.layers.0.attention.wq.bias": (3,),
+    "model.layers.0.attention.wq.weight": (4, 3),
     "model.layers.0.ffn_norm.weight": (5,),
 }
 
 
 class Weights(nn.Cell):
-    """A matrix, a bias and a norm."""
+    """A bias, a matrix and a norm."""
 
     def __init__(self) -> None:
         super().__init__()
         generator = np.random.default_rng(0)
         made = {name: Tensor(generator.normal(size=shape), ms.float32) for name, shape in SHAPES.items()}
-        self.matrix, self.bias, self.norm = (Parameter(value, name=name) for name, value in made.items())
+        self.bias, self.matrix, self.norm = (Parameter(value, name=name) for name, value in made.items())
 
 
 def gradients() -> list[dict[str, np.ndarray]]:
     generator = np.random.default_rng(1)
-    return [{name: generator.normal(size=shape) for name, shape in SHAPES.items()} for _ in range(STEPS)]
+    # Numbers that float32 holds exactly.
+    return [{name: generator.integers(-99, 99, shape) / 64 for name, shape in SHAPES.items()} for _ in range(STEPS)]
 
 
 def adamw(start: dict[str, np.ndarray], weight_decay: float) -> dict[str, np.ndarray]:
@@ -41,7 +42,6 @@ def adamw(start: dict[str, np.ndarray], weight_decay: float) -> dict[str, np.nda
     m, v = ({name: np.zeros(shape) for name, shape in SHAPES.items()} for _ in range(2))
     for k, given in enumerate(gradients()):
         for name, gradient in given.items():
-            gradient = gradient.astype(np.float32).astype(np.float64)
             m[name] = BETAS[0] * m[name] + (1 - BETAS[0]) * gradient
             v[name] = BETAS[1] * v[name] + (1 - BETAS[1]) * gradient**2
             decay = weight_decay if name.endswith("wq.weight") else 0.0
