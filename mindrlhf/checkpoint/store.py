@@ -264,10 +264,11 @@ def load_parameters(parameters: Mapping[str, Any], arrays: Arrays, source: objec
         target.set_data(Tensor(arrays[name], target.dtype))
 
 
-def save_weights(arrays: Arrays, path: PathLike) -> None:
+def save_weights(arrays: Arrays, path: PathLike, *, for_hugging_face: bool = False) -> None:
     """Write a .safetensors file atomically, with the checksum that MindSpore's crc_check reads.
 
-    Equal arrays give equal bytes. Raises `UserError` where the file cannot be written.
+    for_hugging_face: with the entry that transformers asks for instead. Equal arrays give equal bytes. Raises
+    `UserError` where the file cannot be written.
     """
     # safetensors writes the bytes of an array that is not contiguous in the wrong order.
     dense = {name: np.asarray(array, order="C") for name, array in arrays.items()}
@@ -277,7 +278,8 @@ def save_weights(arrays: Arrays, path: PathLike) -> None:
     try:
         with replacing(path) as temporary:
             # One entry alone: safetensors writes several in random order, and equal replicas must be equal files.
-            save_file(dense, str(temporary), metadata={"crc_num": str(crc)})
+            metadata = {"format": "pt"} if for_hugging_face else {"crc_num": str(crc)}
+            save_file(dense, str(temporary), metadata=metadata)
     except (SafetensorError, OSError) as error:
         raise UserError(f"cannot write {path}: {error}") from error
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mindrlhf.commands.flags import Parser, command
 from mindrlhf.data.synthetic import preference_rows
 from mindrlhf.runtime.errors import UserError
-from mindrlhf.runtime.files import replacing, write_json, write_text
+from mindrlhf.runtime.files import write_json, write_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -110,7 +110,7 @@ def make_tiny(
 
     Raises UserError when the sizes are impossible or `folder` holds other files than `FILES`.
     """
-    from safetensors.numpy import save_file
+    from mindrlhf.checkpoint.store import save_weights
 
     _check_sizes(FAMILIES[family], vocab_size, hidden_size, layers)
     _check_folder(folder)
@@ -118,8 +118,7 @@ def make_tiny(
     config = model_config(family, tokenizer, vocab_size, hidden_size, layers)
     weights = random_weights(config, FAMILIES[family]["biases"], seed)
 
-    with replacing(folder / "model.safetensors") as temporary:
-        save_file(weights, str(temporary), metadata={"format": "pt"})
+    save_weights(weights, folder / "model.safetensors", for_hugging_face=True)
     write_text(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
     write_json(folder / "tokenizer_config.json", _tokenizer_config(family, tokenizer))
     write_json(folder / "special_tokens_map.json", _special_tokens(family))

@@ -49,70 +49,71 @@ class Stage:
         return [sys.executable, *self.words]
 
 
+@dataclass(frozen=True)
+class Commands:
+    """The commands that a user would type, on the files under `out`."""
+
+    out: Path
+
+    def path(self, name: str) -> str:
+        """A file or folder of this run."""
+        return str(self.out / name)
+
+    def tool(self, name: str, *words: str) -> tuple[str, ...]:
+        """tools/`name`.py."""
+        return (str(ROOT / "tools" / f"{name}.py"), *words)
+
+    def preprocess(self, name: str, *more: str) -> tuple[str, ...]:
+        """data/`name`.jsonl -> `name`.mindrecord."""
+        files = ("--src", self.path(f"data/{name}.jsonl"), "--dst", self.path(f"{name}.mindrecord"))
+        form = ("--dataset_type", "cvalues", "--tokenizer", self.path("model"), "--seq_len", str(SEQ_LEN))
+        return self.tool("dpo_preprocess", "--config", _yaml("dpo"), *files, *form, *more)
+
+    def run(self, yaml: str, checkpoint: str, *more: str) -> tuple[str, ...]:
+        """run_dpo.py from `checkpoint`."""
+        given = ("--config", _yaml(yaml), "--load_checkpoint", self.path(checkpoint))
+        return (str(ROOT / "run_dpo.py"), *given, *more)
+
+    def predict(self, answers: str, checkpoint: str) -> tuple[str, ...]:
+        """Answer the questions."""
+        asked = ("--predict_data", self.path("questions.jsonl"), "--predict_output", self.path(f"{answers}.jsonl"))
+        return self.run("dpo", checkpoint, "--run_mode", "predict", *asked)
+
+    def merge_parts(self, name: str) -> tuple[str, ...]:
+        """`name`.parts -> `name`.mindrecord."""
+        files = ("--src", self.path(f"{name}.parts"), "--dst", self.path(f"{name}.mindrecord"))
+        return self.tool("dpo_preprocess", "--merge", "True", *files)
+
+
+def _yaml(name: str) -> str:
+    return str(ROOT / "model_configs" / "tiny" / f"{name}.yaml")
+
+
 def stages(out: Path) -> list[Stage]:
-    """The commands that a user would type, in their order."""
-    model, data, warm, aligned, merged = (str(out / name) for name in ("model", "data", "warm", "dpo", "merged"))
-    configs = ROOT / "model_configs" / "tiny"
-
-    def tool(name: str) -> str:
-        return str(ROOT / "tools" / f"{name}.py")
-
-    def preprocess(name: str, *more: str) -> tuple[str, ...]:
-        files = ("--src", f"{data}/{name}.jsonl", "--dst", str(out / f"{name}.mindrecord"))
-        form = ("--dataset_type", "cvalues", "--tokenizer", model, "--seq_len", str(SEQ_LEN))
-        return (tool("dpo_preprocess"), "--config", str(configs / "dpo.yaml"), *files, *form, *more)
-
-    def train(name: str, *more: str) -> tuple[str, ...]:
-        return (str(ROOT / "run_dpo.py"), "--config", str(configs / f"{name}.yaml"), *more)
-
-    def predict(name: str, checkpoint: str) -> tuple[str, ...]:
-        asked = ("--predict_data", str(out / "questions.jsonl"), "--predict_output", str(out / f"{name}.jsonl"))
-        return train("dpo", "--run_mode", "predict", "--load_checkpoint", checkpoint, *asked)
-
-    parts = str(out / "train.parts")
-    held_out = str(out / "held_out.mindrecord")
+    """The pipeline in its order."""
+    do = Commands(out)
+    reference = ("--load_checkpoint", do.path("warm"))
+    corpus = ("--train_dataset", do.path("corpus.mindrecord"), f"output_dir={do.path('warm')}")
+    pairs = ("--train_dataset", do.path("train.mindrecord"), "--eval_dataset", do.path("held_out.mindrecord"))
+    model = ("--family", "qwen2", "--output_path", do.path("model"))
+    data = ("--output_path", do.path("data"), "--corpus", str(CORPUS))
+    ranks = (
+        f"--src_checkpoint={do.path('dpo/checkpoint_network')}",
+        f"--src_strategy={do.path('dpo/strategy')}",
+        f"--dst_checkpoint={do.path('merged')}",
+    )
     return [
-        Stage("make a model", (tool("make_tiny_model"), "--family", "qwen2", "--output_path", model)),
-        Stage("make the data", (tool("make_preference_data"), "--output_path", data, "--corpus", str(CORPUS))),
-        Stage("prepare the corpus", preprocess("corpus", "rlhf.reference=none")),
-        Stage(
-            "warm up (sft)",
-            train(
-                "warmup",
-                "--train_dataset",
-                str(out / "corpus.mindrecord"),
-                "--load_checkpoint",
-                model,
-                f"output_dir={warm}",
-            ),
-            WORKERS,
-        ),
-        Stage("answers before", predict("answers_before", warm)),
-        Stage("reference log-probs", preprocess("train", "--load_checkpoint", warm), WORKERS),
-        Stage(
-            "merge the parts",
-            (tool("dpo_preprocess"), "--merge", "True", "--src", parts, "--dst", f"{parts[:-6]}.mindrecord"),
-        ),
-        Stage("held-out pairs", preprocess("held_out", "--load_checkpoint", warm)),
-        Stage(
-            "align (dpo)",
-            train(
-                "dpo",
-                *("--train_dataset", str(out / "train.mindrecord"), "--eval_dataset", held_out),
-                *("--load_checkpoint", warm, f"output_dir={aligned}"),
-            ),
-            WORKERS,
-        ),
-        Stage(
-            "merge the ranks",
-            (
-                tool("transform_checkpoint"),
-                f"--src_checkpoint={aligned}/checkpoint_network",
-                f"--src_strategy={aligned}/strategy",
-                f"--dst_checkpoint={merged}",
-            ),
-        ),
-        Stage("answers after", predict("answers_after", merged)),
+        Stage("make a model", do.tool("make_tiny_model", *model)),
+        Stage("make the data", do.tool("make_preference_data", *data)),
+        Stage("prepare the corpus", do.preprocess("corpus", "rlhf.reference=none")),
+        Stage("warm up (sft)", do.run("warmup", "model", *corpus), WORKERS),
+        Stage("answers before", do.predict("answers_before", "warm")),
+        Stage("reference log-probs", do.preprocess("train", *reference), WORKERS),
+        Stage("merge the parts", do.merge_parts("train")),
+        Stage("held-out pairs", do.preprocess("held_out", *reference)),
+        Stage("align (dpo)", do.run("dpo", "warm", *pairs, f"output_dir={do.path('dpo')}"), WORKERS),
+        Stage("merge the ranks", do.tool("transform_checkpoint", *ranks)),
+        Stage("answers after", do.predict("answers_after", "merged")),
     ]
 
 
@@ -158,8 +159,7 @@ def _report(out: Path, seconds: dict[str, float]) -> int:
     evaluations = [row for row in rows if "eval_loss" in row]
     before, after = evaluations[0], evaluations[-1]
     print(f"\n{'':34}{'before':>10}{'after':>10}")
-    for name, key in (("held-out: chosen likelier per token", SHARE),):
-        print(f"{name:<34}{before[key]:>10.3f}{after[key]:>10.3f}")
+    print(f"{'held-out: chosen likelier per token':<36}{before[SHARE]:>8.3f}{after[SHARE]:>10.3f}")
     for name, key in (("reward accuracy", "eval_rewards/accuracies"), ("reward margin", "eval_rewards/margins")):
         print(f"{'held-out: ' + name:<34}{'':>10}{after[key]:>10.3f}")
     print(f"{'training loss, first and last step':<34}{steps[0]['loss']:>10.4f}{steps[-1]['loss']:>10.4f}\n")

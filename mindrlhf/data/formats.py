@@ -11,7 +11,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Callable, Union
@@ -51,7 +51,7 @@ class Preference:
     prompt: Text
     chosen: Text
     rejected: Text
-    raw: bytes = b""
+    raw: bytes = field(default=b"", compare=False)
 
     @property
     def plain(self) -> bool:

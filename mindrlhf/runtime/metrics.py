@@ -15,11 +15,19 @@ def read_metrics(path: PathLike) -> list[dict[str, Any]]:
     """The rows of a metrics file; UserError for a line that is not one."""
     rows = []
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            raise UserError(f"{path}: line {number} is not a JSON object; remove it or start anew") from None
+        row = _parse(line)
+        if row is None:
+            raise UserError(f"{path}: line {number} is not a row of metrics; remove it or start anew")
+        rows.append(row)
     return rows
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and "step" in row else None
 
 
 class MetricsWriter:
@@ -29,10 +37,10 @@ class MetricsWriter:
         self.path = Path(path)
         kept = []
         if resumed_step and self.path.exists():
-            # A row cut off by a dead run is beyond the last saved step by nature.
             lines = self.path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= resumed_step]
-        write_text(self.path, "".join(f"{line}\n" for line in kept))
+            # A row cut off by a dead run is beyond the last saved step by nature.
+            kept = [row for row in map(_parse, lines) if row and row["step"] <= resumed_step]
+        write_text(self.path, "".join(f"{json.dumps(row)}\n" for row in kept))
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one row, unrounded; a number that is not finite is written as null."""

@@ -45,7 +45,7 @@ ONLY_IN = {
     "mindspore.load_checkpoint_async": ("checkpoint/",),
     "mindspore.device_context": ("runtime/device.py",),
     # make_tiny: transformers reads only files whose metadata name a framework, and ours carry a checksum there.
-    "safetensors": ("checkpoint/", "commands/make_tiny.py"),
+    "safetensors": ("checkpoint/",),
     "torch": (),
 }
 DANGEROUS_MODULES = {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle"}

@@ -68,11 +68,12 @@ COUNTS = [
 COUNTS_OR_NULL = ["train.steps", "train.micro_batch_pairs", "train.eval_steps", "train.save_steps"]
 POSITIVE = ["train.max_grad_norm", "optimizer.learning_rate", "optimizer.eps", "generation.temperature"]
 YES_NO = ["data.shuffle", "train.resume", "parallel.optimizer_shard", "parallel.vocab_emb_dp", "generation.do_sample"]
-TEXTS = ["output_dir", "model.family", "tokenizer.chat_template", "rlhf.loss"]
+TEXTS = ["output_dir", "model.family", "rlhf.loss"]
 PATHS = ["model.load_checkpoint", "tokenizer.path", "data.train", "data.eval"]
 CHOICES = {
     "run_mode": ["train", "eval", "predict"],
     "device.target": ["auto", "CPU", "Ascend"],
+    "tokenizer.chat_template": ["auto"],
     "model.dtype": ["auto", "float32", "float16", "bfloat16"],
     "data.layout": ["padded"],
     "data.overlong": ["drop", "truncate_prompt_left", "truncate_end"],

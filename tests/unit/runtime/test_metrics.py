@@ -88,5 +88,5 @@ def test_resuming_without_a_file_starts_one(tmp_path: Path) -> None:
 def test_a_line_that_is_no_row_is_named(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\nTraceback\n', encoding="utf-8")
-    with pytest.raises(UserError, match=r"metrics\.jsonl: line 2 is not a JSON object"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl: line 2 is not a row of metrics"):
         read_metrics(path)
