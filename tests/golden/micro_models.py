@@ -41,6 +41,9 @@ PAIRS = [
 ]
 # Log-probs of a reference model: chosen, rejected.
 REFERENCE = [[-19.5, -10.25], [-12.0, -30.75], [-3.5, -8.0]]
+# A training run over PAIRS, one batch a step, with what each step of ours takes from the yaml.
+TRAINING = {"learning_rate": 4e-3, "weight_decay": 0.1, "eps": 1e-6, "max_grad_norm": 0.5, "steps": 10}
+WARMUP_STEPS = 2
 
 
 def newer_form(config: dict[str, Any]) -> dict[str, Any]:

@@ -10,15 +10,32 @@ from typing import Any
 import mindspore as ms
 import numpy as np
 import pytest
-from micro_models import BETA, LENGTH, LOSS, MODELS, PAIRS, REFERENCE, newer_form, probes, sequences, weights
+from micro_models import (
+    BETA,
+    LENGTH,
+    LOSS,
+    MODELS,
+    PAIRS,
+    REFERENCE,
+    TRAINING,
+    WARMUP_STEPS,
+    newer_form,
+    probes,
+    sequences,
+    weights,
+)
 from mindspore import Tensor, nn, ops
 
+from mindrlhf.cells.preference import SUMS
 from mindrlhf.cells.scoring import SegmentMask
+from mindrlhf.cells.train_step import TrainStep
 from mindrlhf.checkpoint.store import load_parameters
+from mindrlhf.config.schema import LrSchedule, Optimizer
 from mindrlhf.data.records import Pair
-from mindrlhf.data.rows import padded
+from mindrlhf.data.rows import Rows, padded
 from mindrlhf.losses import bind
 from mindrlhf.models import BuildOptions, ModelFamily, families, get_family
+from mindrlhf.trainers.optimizer import build_optimizer, learning_rates
 from mindrlhf.trainers.registry import LossSettings, build_preference_cell
 
 FIGURES = json.loads(Path(__file__).with_name("micro_figures.json").read_text(encoding="utf-8"))
@@ -33,6 +50,7 @@ pytestmark = pytest.mark.usefixtures("cpu")
 class Built:
     """One micro model in its preference cell."""
 
+    name: str
     family: ModelFamily
     figures: dict[str, Any]
     cell: nn.Cell
@@ -46,7 +64,7 @@ def built(request: pytest.FixtureRequest, cpu: object) -> Built:
     cell = build_preference_cell(family, family.from_hf_config(config, OPTIONS), loss, explicit_reduction=True)
     arrays = family.hf_to_ms(weights(config), tied=config["tie_word_embeddings"])
     load_parameters({parameter.name: parameter for parameter in cell.get_parameters()}, arrays, name)
-    return Built(family, FIGURES[name], cell)
+    return Built(name, family, FIGURES[name], cell)
 
 
 class Logits(nn.Cell):
@@ -67,13 +85,17 @@ def worst(ours: Any, theirs: Any) -> float:
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
-def batch() -> tuple[Tensor, ...]:
+def batches(passes: int) -> list[Rows]:
+    """PAIRS and a filler as micro-batches of one global batch."""
     pairs = [
         Pair(number, *(np.array(ids, np.int32) for ids in answers), *reference, *reference)
         for number, (answers, reference) in enumerate(zip(PAIRS, REFERENCE))
     ]
     chosen_tokens = sum(len(chosen) for _, chosen, _ in PAIRS)
-    return tuple(map(Tensor, padded([*pairs, None], LENGTH, LENGTH, len(PAIRS), chosen_tokens)))
+    filled = [*pairs, None]
+    size = len(filled) // passes
+    parts = [filled[start : start + size] for start in range(0, len(filled), size)]
+    return [padded(part, LENGTH, LENGTH, len(PAIRS), chosen_tokens) for part in parts]
 
 
 def test_every_family_has_figures() -> None:
@@ -118,7 +140,9 @@ def test_logits_however_the_row_is_laid_out(built: Built) -> None:
 
 def test_log_probs_loss_and_gradients(built: Built) -> None:
     parameters = built.cell.trainable_params()
-    (loss, _, logps), gradients = ops.value_and_grad(built.cell, None, parameters, has_aux=True)(*batch())
+    (loss, _, logps), gradients = ops.value_and_grad(built.cell, None, parameters, has_aux=True)(
+        *map(Tensor, batches(1)[0])
+    )
     assert worst(logps.asnumpy()[:-1], built.figures["logps"]) < CLOSE
     assert worst(loss.asnumpy(), built.figures["loss"]) < CLOSE
     by_name = {parameter.name: gradient.asnumpy() for parameter, gradient in zip(parameters, gradients)}
@@ -129,6 +153,30 @@ def test_log_probs_loss_and_gradients(built: Built) -> None:
         assert np.linalg.norm(gradient.astype(np.float64)) == pytest.approx(norm, rel=CLOSE), name
         entries = gradient.reshape(-1)[probes(gradient.size)]
         assert np.abs(entries - built.figures["grad_entries"][name]).max() < CLOSE * norm, name
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_ten_steps_of_training(built: Built, passes: int) -> None:
+    cell = built.cell
+    arrays = built.family.hf_to_ms(weights(MODELS[built.family.name][built.name]), tied="tied" in built.name)
+    load_parameters({parameter.name: parameter for parameter in cell.get_parameters()}, arrays, built.name)
+    steps, rate = TRAINING["steps"], TRAINING["learning_rate"]
+    schedule = LrSchedule(type="linear", warmup_steps=WARMUP_STEPS)
+    settings = Optimizer(learning_rate=rate, weight_decay=TRAINING["weight_decay"], eps=TRAINING["eps"])
+    optimizer = build_optimizer(cell, settings, learning_rates(rate, schedule, steps))
+    step = TrainStep(cell, optimizer, TRAINING["max_grad_norm"], passes, reduce_over=1).set_train()
+    figures: dict[str, list[float]] = {"loss": [], "margins": [], "grad_norm": []}
+    for _ in range(steps):
+        for number, rows in enumerate(batches(passes), start=1):
+            sums, norm, _ = step(number == passes, *map(Tensor, rows))
+        by_name = dict(zip(SUMS, sums.asnumpy().tolist()))
+        figures["loss"].append(by_name["loss"])
+        figures["margins"].append((by_name["rewards/chosen"] - by_name["rewards/rejected"]) / len(PAIRS))
+        figures["grad_norm"].append(float(norm.asnumpy()))
+    for name, values in built.figures["trajectory"].items():
+        difference = np.abs(np.array(figures[name]) - values) / np.maximum(1.0, np.abs(values))
+        assert difference.max() < 1e-4, name
+        assert difference[0] < CLOSE, name
 
 
 @pytest.mark.parametrize(("family", "name"), VARIANTS)
