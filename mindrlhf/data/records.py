@@ -193,6 +193,11 @@ class PairRecords:
         return _has_reference(self.provenance)
 
     @property
+    def max_token(self) -> int:
+        """The largest token id."""
+        return max(int(buffer.max()) for buffer in self._tokens.values())
+
+    @property
     def chosen_lengths(self) -> np.ndarray:
         """Tokens of the chosen response of every pair: (len,) int64."""
         return np.diff(self._ends["chosen_ids"])

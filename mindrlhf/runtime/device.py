@@ -53,16 +53,7 @@ class Device:
 
     @property
     def flash_attention(self) -> bool:
-        return self.target == "Ascend"
-
-    @property
-    def fused_kernels(self) -> bool:
-        """Whether MindFormers' fused norm, rotary embedding and optimizer kernels exist here."""
-        return self.target == "Ascend"
-
-    @property
-    def sink(self) -> bool:
-        """Whether feeding data through the device queue pays."""
+        """Whether the Ascend kernels are there: flash attention, the fused norm and rotary embedding."""
         return self.target == "Ascend"
 
     @property

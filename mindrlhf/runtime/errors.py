@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from typing import Callable
 
+INTERRUPTED = 130  # as the shell says of Ctrl-C
+
 
 class UserError(Exception):
     """A mistake the user can mend. The message is one sentence that names the file, line or key and what to do."""
@@ -26,11 +28,22 @@ class IncompleteCheckpoint(UserError):
 
 
 def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
-    """Call `main(argv)` as a command: the exit code, with a `UserError` said in one line on stderr."""
+    """Call `main(argv)` as a command: its exit code; what the user can mend is said in one line on stderr."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         return main(words) or 0
     except UserError as error:
-        sys.stdout.flush()
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return error.exit_code
+        return _say(str(error), error.exit_code)
+    except OSError as error:
+        # A folder that is a file, no permission, a full disk: the system names the file and the reason.
+        if error.filename is None:
+            raise
+        return _say(f"{error.filename}: {error.strerror}", UserError.exit_code)
+    except KeyboardInterrupt:
+        return _say("interrupted", INTERRUPTED)
+
+
+def _say(sentence: str, code: int) -> int:
+    sys.stdout.flush()
+    print(f"error: {sentence}", file=sys.stderr, flush=True)
+    return code

@@ -51,12 +51,12 @@ class DPOTrainer:
             )
         self.source = find_source(config)
         self.tokenizer = provenance.find_tokenizer(config, self.source.weights.folder, opened[0])
-        for records in opened:
-            provenance.check_record(records, self.tokenizer, self.loss)
         options = build_options(config, device, self.shape.length)
         self.dtype = options.compute_dtype
-        family, shapes = self.source.family, self.source.hf_config
-        model_config = family.from_hf_config(shapes, options)
+        family = self.source.family
+        model_config = family.from_hf_config(self.source.hf_config, options)
+        for records in opened:
+            provenance.check_record(records, self.tokenizer, self.loss, model_config["vocab_size"])
         self.cell = build_preference_cell(family, model_config, self.loss, device.explicit_reduction)
         fingerprint = load_weights(self.source, self.cell)
         same = [provenance.check_reference(records, fingerprint, config, self.loss) for records in opened]

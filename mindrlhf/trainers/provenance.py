@@ -35,8 +35,9 @@ def find_tokenizer(config: Config, model_folder: Path, records: PairRecords) -> 
     return None
 
 
-def check_record(records: PairRecords, tokenizer: ChatTokenizer | None, loss: LossSettings) -> None:
+def check_record(records: PairRecords, tokenizer: ChatTokenizer | None, loss: LossSettings, vocabulary: int) -> None:
     """UserError where the record was made by another tokenizer or template, or lacks what the loss needs."""
+    require_known_token(records.max_token, vocabulary, str(records.path))
     if tokenizer is not None:
         for key, mine in (("tokenizer_hash", tokenizer.tokenizer_hash), ("template_hash", tokenizer.template_hash)):
             if records.provenance[key] != mine:
@@ -49,6 +50,15 @@ def check_record(records: PairRecords, tokenizer: ChatTokenizer | None, loss: Lo
         raise UserError(
             f"{records.path} holds no reference log-probs, which rlhf.loss={loss.name} needs; "
             f"preprocess again without rlhf.reference=none"
+        )
+
+
+def require_known_token(token: int, vocabulary: int, source: str) -> None:
+    """UserError where the model has no embedding for a token, which the device would not tell."""
+    if token >= vocabulary:
+        raise UserError(
+            f"{source} has the token {token}, and the model knows {vocabulary} tokens; "
+            f"prepare the data with the tokenizer of this model"
         )
 
 

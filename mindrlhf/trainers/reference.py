@@ -15,6 +15,7 @@ from mindrlhf.data.records import Pair
 from mindrlhf.data.rows import Rows, padded, round_up, row_length
 from mindrlhf.runtime.device import Device
 from mindrlhf.trainers.policy import Source, build_options, load_weights
+from mindrlhf.trainers.provenance import require_known_token
 
 if TYPE_CHECKING:
     from mindspore import nn
@@ -35,7 +36,9 @@ class ReferenceScorer:
         self.cells: dict[int, nn.Cell] = {}
         self.family = source.family
         options = build_options(config, device, longest)
-        self.model = source.family.build(source.family.from_hf_config(source.hf_config, options))
+        model_config = source.family.from_hf_config(source.hf_config, options)
+        self.vocabulary: int = model_config["vocab_size"]
+        self.model = source.family.build(model_config)
         self.model.set_train(False)
         shapes = json.dumps(source.hf_config, sort_keys=True)
         self.provenance = {
@@ -51,6 +54,9 @@ class ReferenceScorer:
         for start in range(0, len(pairs), PAIRS_PER_BATCH):
             chosen = by_length[start : start + PAIRS_PER_BATCH]
             batch = [pairs[index] for index in chosen]
+            for pair in batch:
+                token = max(int(ids.max()) for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids))
+                require_known_token(token, self.vocabulary, f"row {pair.pair_id + 1} of the data")
             for index, pair, logps in zip(chosen, batch, self._token_logps(batch)):
                 scored[index] = _with_reference(pair, logps)
         return [scored[index] for index in range(len(pairs))]
