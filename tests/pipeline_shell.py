@@ -31,7 +31,7 @@ class Shell:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def __call__(self, *words: object, workers: int = 0) -> Ended:
+    def __call__(self, *words: object, workers: int = 0, timeout: int = 600) -> Ended:
         """Run a script of ours; `workers` above 0 through the launcher."""
         script, *rest = map(str, words)
         if workers:
@@ -47,13 +47,13 @@ class Shell:
             capture_output=True,
             text=True,
             check=False,
-            timeout=600,
+            timeout=timeout,
         )
         return Ended(done.returncode, done.stdout, done.stderr)
 
-    def must(self, *words: object, workers: int = 0) -> Ended:
+    def must(self, *words: object, workers: int = 0, timeout: int = 600) -> Ended:
         """The same, and it must succeed and say nothing on stderr."""
-        ended = self(*words, workers=workers)
+        ended = self(*words, workers=workers, timeout=timeout)
         assert ended.code == 0, ended.err or ended.out
         assert ended.err == ""
         return ended

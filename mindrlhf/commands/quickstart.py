@@ -135,7 +135,7 @@ def main(argv: Sequence[str]) -> int:
             raise UserError(f"the stage '{stage.name}' ended with exit code {code}; what it said stands above")
         if stage.name == "make the data":
             _choose_questions(out)
-    return _report(out, seconds)
+    return report(out, seconds)
 
 
 def _typed(stage: Stage) -> str:
@@ -153,7 +153,8 @@ def _choose_questions(out: Path) -> None:
     (out / "questions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _report(out: Path, seconds: dict[str, float]) -> int:
+def report(out: Path, seconds: dict[str, float]) -> int:
+    """Print what the run came to; 0 where the model learned the preference, else 1."""
     rows = read_metrics(out / "dpo" / "metrics.jsonl")
     steps = [row for row in rows if "loss" in row]
     evaluations = [row for row in rows if "eval_loss" in row]
