@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Callable, Protocol
 
 from mindrlhf.checkpoint import resume
 from mindrlhf.config.schema import Config
@@ -59,9 +59,9 @@ def train(trainer: Trainer, config: Config, device: Device) -> None:
     steps = total_steps(config, trainer.steps_per_epoch)
     start = _resume(trainer, output, device, steps) if config.train.resume else 0
     writer = MetricsWriter(output / METRICS_FILE, start) if device.rank == 0 else None
-    progress = Progress("train", steps, start)
     if start == 0:
-        _evaluate(trainer, 0, writer)
+        _evaluate(trainer, 0, writer, log)
+    progress = Progress("train", steps, start)
     saved_at = start
     for step in range(start, steps):
         began, tokens_before = time.perf_counter(), trainer.tokens_seen
@@ -80,12 +80,12 @@ def train(trainer: Trainer, config: Config, device: Device) -> None:
             writer.write({"step": number, "epoch": number / trainer.steps_per_epoch, **figures, **speed})
         progress.advance(_shown(figures, seconds))
         if _due(number, config.train.eval_steps) and number < steps:
-            _evaluate(trainer, number, writer)
+            _evaluate(trainer, number, writer, progress.say)
         if _due(number, config.train.save_steps):
             _save_step(trainer, output, number, config, device)
             saved_at = number
     progress.close()
-    _evaluate(trainer, steps, writer)
+    _evaluate(trainer, steps, writer, log)
     if config.train.save_steps and saved_at < steps:
         _save_step(trainer, output, steps, config, device)
     log(f"weights: {trainer.save()}")
@@ -98,14 +98,14 @@ def _due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
 
 
-def _evaluate(trainer: Trainer, step: int, writer: MetricsWriter | None) -> None:
+def _evaluate(trainer: Trainer, step: int, writer: MetricsWriter | None, say: Callable[[str], None]) -> None:
     figures = trainer.evaluate()
     if figures is None:
         return
     row = {f"eval_{name}": value for name, value in figures.items()}
     if writer:
         writer.write({"step": step, **row})
-    log(
+    say(
         f"evaluation after step {step}: loss {figures['loss']:.4f}, accuracy {figures['rewards/accuracies']:.3f}, "
         f"margin {figures['rewards/margins']:.3f}"
     )
