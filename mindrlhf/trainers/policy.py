@@ -64,19 +64,22 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def build_options(config: Config, device: Device, seq_length: int) -> BuildOptions:
-    """What this run and this device add to the model's shapes; parameters are float32, the masters of 16 bits."""
-    parallel = config.parallel
+    """What this run and this device add to the model's shapes; parameters are float32, the masters of 16 bits.
+
+    The layout is the device's: where every worker has a whole model, that of the yaml does not count.
+    """
+    layout = device.parallel
     return BuildOptions(
         seq_length=seq_length,
         compute_dtype=device.compute_dtype(config.model.dtype),
         param_dtype="float32",
         fused=device.flash_attention,
         data_parallel=device.data_parallel,
-        model_parallel=parallel.model_parallel,
-        pipeline_stage=parallel.pipeline_stage,
-        micro_batch_num=parallel.micro_batch_num,
-        optimizer_shard=parallel.optimizer_shard,
-        vocab_emb_dp=parallel.vocab_emb_dp,
+        model_parallel=layout.model_parallel,
+        pipeline_stage=layout.pipeline_stage,
+        micro_batch_num=config.parallel.micro_batch_num,
+        optimizer_shard=layout.optimizer_shard,
+        vocab_emb_dp=config.parallel.vocab_emb_dp,
     )
 
 
