@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from mindrlhf.config.schema import Config
 from mindrlhf.runtime.errors import UserError
-from mindrlhf.runtime.files import write_text
+from mindrlhf.runtime.files import require_writable, write_text
 from mindrlhf.runtime.logging import log
 
 if TYPE_CHECKING:
     from mindrlhf.data.tokenizers import ChatTokenizer
+    from mindrlhf.trainers.policy import Source
 
 
 def read_questions(words: Sequence[str] | None) -> list[str]:
@@ -25,9 +26,9 @@ def read_questions(words: Sequence[str] | None) -> list[str]:
         return [_question(word, "--predict_data") for word in words]
     path = Path(words[0])
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as UTF-8 text: {error}") from None
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 at byte {error.start}; save it as UTF-8") from None
     numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     if not numbered:
         raise UserError(f"{path} holds no question")
@@ -46,13 +47,22 @@ def _parse(line: str, place: str) -> Any:
 
 def _question(value: Any, place: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{place}: a question is a text that is not empty")
+        raise UserError(f'{place}: there is no question; write a text that is not empty, or {{"prompt": "..."}}')
     return value
+
+
+def _check_output(output: str | None) -> None:
+    """Before the work, not after it: the answers can be written."""
+    if output and Path(output).is_dir():
+        raise UserError(f"--predict_output {output} is a folder; name a file")
+    if output:
+        require_writable(Path(output).parent)
 
 
 def predict(config: Config, words: Sequence[str] | None, output: str | None) -> None:
     """Answer the questions in this one process; print them, and write prompt, answer and answer_ids to `output`."""
     questions = read_questions(words)
+    _check_output(output)
 
     import numpy as np
 
@@ -61,6 +71,7 @@ def predict(config: Config, words: Sequence[str] | None, output: str | None) -> 
     from mindrlhf.generation.sampling import pick
     from mindrlhf.runtime.progress import Progress
     from mindrlhf.trainers.policy import build_options, find_source, load_weights
+    from mindrlhf.trainers.provenance import require_known_token
     from mindrlhf.trainers.setup import setup_device
 
     device = setup_device(config, one_model_each=True)
@@ -75,7 +86,10 @@ def predict(config: Config, words: Sequence[str] | None, output: str | None) -> 
             f"the longest question has {max(map(len, prompts))} tokens, and with generation.max_new_tokens "
             f"{settings.max_new_tokens} passes the model's {limit} positions; shorten one of them"
         )
-    model = source.family.build(source.family.from_hf_config(source.hf_config, build_options(config, device, length)))
+    model_config = source.family.from_hf_config(source.hf_config, build_options(config, device, length))
+    require_known_token(max(map(max, prompts)), model_config["vocab_size"], "a question")
+    stop_ids = stop_tokens(source, tokenizer)
+    model = source.family.build(model_config)
     load_weights(source, model)
     model.set_train(False)
     generator = np.random.default_rng(config.seed) if settings.do_sample else None
@@ -83,7 +97,6 @@ def predict(config: Config, words: Sequence[str] | None, output: str | None) -> 
         pick, generator=generator, temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p
     )
     progress = Progress("predict", len(prompts) * settings.max_new_tokens, unit="token")
-    stop_ids = stop_tokens(source.weights.folder, source.hf_config, tokenizer)
     answers = generate(source.family, model, prompts, settings.max_new_tokens, stop_ids, choose, _counter(progress))
     progress.close()
     texts = [tokenizer.decode(ids) for ids in answers]
@@ -103,15 +116,21 @@ def _counter(progress: Any) -> Any:
 
 
 def _encode(tokenizer: ChatTokenizer, question: str) -> list[int]:
-    if tokenizer.has_template:
+    from mindrlhf.data.templates import TemplateError
+
+    if not tokenizer.has_template:
+        return tokenizer.encode_text(question)
+    try:
         return tokenizer.encode_messages([{"role": "user", "content": question}], add_generation_prompt=True)
-    return tokenizer.encode_text(question)
+    except TemplateError as error:
+        raise UserError(f"the question {question!r}: {error.sentence}") from None
 
 
-def stop_tokens(folder: Path, hf_config: dict[str, Any], tokenizer: ChatTokenizer) -> set[int]:
+def stop_tokens(source: Source, tokenizer: ChatTokenizer) -> set[int]:
     """Where an answer ends: eos_token_id of generation_config.json, else of config.json, and the tokenizer's EOS."""
-    path = folder / "generation_config.json"
-    generation = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    named = generation.get("eos_token_id", hf_config.get("eos_token_id"))
+    from mindrlhf.trainers.policy import read_json_object
+
+    generation = read_json_object(source.weights.folder / "generation_config.json")
+    named = generation.get("eos_token_id", source.hf_config.get("eos_token_id"))
     listed = named if isinstance(named, list) else [named]
     return {token for token in (*listed, tokenizer.eos_id) if token is not None}

@@ -15,7 +15,8 @@ from mindrlhf.config.load import load_config
 from mindrlhf.config.schema import Config
 from mindrlhf.data.formats import DATASET_TYPES
 from mindrlhf.runtime.errors import UserError
-from mindrlhf.runtime.logging import log, quiet
+from mindrlhf.runtime.files import require_writable
+from mindrlhf.runtime.logging import log, quiet, world
 
 if TYPE_CHECKING:
     from mindrlhf.data.formats import Rejected
@@ -64,6 +65,9 @@ def main(argv: Sequence[str]) -> int:
     if words.merge:
         from mindrlhf.data.merge import merge
 
+        if world() > 1:
+            raise UserError("--merge joins the parts in one process; run it without the launcher")
+
         merge(words.src, words.dst, max_rejected=config.data.max_rejected, log=log)
         return 0
     _need(words, config)
@@ -110,6 +114,7 @@ class Preprocessing:
         from mindrlhf.data.tokenizers import load_tokenizer
 
         self.words, self.config, self.device = words, config, device
+        require_writable(Path(words.dst).parent)
         self.seq_len: int = config.data.seq_len or 0
         assert config.tokenizer.path is not None
         self.tokenizer = load_tokenizer(config.tokenizer.path, words.merges_file)

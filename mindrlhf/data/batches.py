@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mindrlhf.data.records import Pair, PairRecords
-from mindrlhf.data.rows import PAIRS_PER_UNIT, ROWS_PER_UNIT, Rows, padded, round_up, row_length
+from mindrlhf.data.rows import COLLATIONS, Collation, Rows, round_up, row_length
 from mindrlhf.runtime.errors import UserError
 from mindrlhf.runtime.seed import permutation
 
@@ -91,6 +91,7 @@ class PreferenceBatches:
         seed: int = 0,
         with_reference: bool = True,
         whole_set: bool = False,
+        collation: Collation = COLLATIONS["padded"],
     ) -> None:
         """`with_reference` False leaves the records' reference aside.
 
@@ -105,6 +106,7 @@ class PreferenceBatches:
         self.shuffle = shuffle
         self.seed = seed
         self.with_reference = with_reference
+        self.collation = collation
         self.whole = count(map(records.__getitem__, range(len(records)))) if whole_set else None
         self._orders: dict[int, np.ndarray] = {}
 
@@ -124,7 +126,7 @@ class PreferenceBatches:
         filled: list[Pair | None] = [*pairs, *[None] * (self.batch - len(pairs))]
         mine = filled[self.worker * share : (self.worker + 1) * share]
         micro_batches = [
-            padded(
+            self.collation.collate(
                 mine[start : start + self.micro],
                 self.shape.length,
                 self.shape.scored,
@@ -134,7 +136,8 @@ class PreferenceBatches:
             )
             for start in range(0, share, self.micro)
         ]
-        places = self.batch // PAIRS_PER_UNIT * ROWS_PER_UNIT * self.shape.length
+        units = self.batch // self.collation.pairs_per_unit
+        places = units * self.collation.rows_per_unit * self.shape.length
         # The last token of each answer is predicted and never stands in a row.
         in_rows = counts.tokens - 2 * counts.pairs
         return Step(micro_batches, counts, 1.0 - in_rows / places)

@@ -6,14 +6,12 @@ Shape letters: R rows, S tokens of a row, T scored tokens of a row, U units, K p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Callable, NamedTuple
 
 import numpy as np
 
 from mindrlhf.data.records import Pair
-
-ROWS_PER_UNIT = 2  # padded: one row per answer
-PAIRS_PER_UNIT = 1
 
 
 class Rows(NamedTuple):
@@ -63,12 +61,12 @@ def padded(
     fields 0. A pair that does not fit is a mistake of the caller.
     """
     count = len(pairs)
-    rows = ROWS_PER_UNIT * count
+    rows = 2 * count
     input_ids, position_ids, segment_ids = (np.zeros((rows, length), np.int32) for _ in range(3))
     predict_from, targets = (np.zeros((rows, scored), np.int32) for _ in range(2))
-    sequence_index = np.full((rows, scored), 2 * PAIRS_PER_UNIT, np.int32)
-    ref_logps, ref_shared_logps = (np.zeros((count, 2 * PAIRS_PER_UNIT), np.float32) for _ in range(2))
-    pair_mask = np.zeros((count, PAIRS_PER_UNIT), np.float32)
+    sequence_index = np.full((rows, scored), 2, np.int32)
+    ref_logps, ref_shared_logps = (np.zeros((count, 2), np.float32) for _ in range(2))
+    pair_mask = np.zeros((count, 1), np.float32)
     for unit, pair in enumerate(pairs):
         if pair is None:
             continue
@@ -78,7 +76,7 @@ def padded(
             ref_shared_logps[unit] = pair.ref_chosen_shared_logps, pair.ref_rejected_shared_logps
         prompt = len(pair.prompt_ids)
         for branch, response in enumerate((pair.chosen_ids, pair.rejected_ids)):
-            row = ROWS_PER_UNIT * unit + branch
+            row = 2 * unit + branch
             total = prompt + len(response)
             input_ids[row, : total - 1] = np.concatenate([pair.prompt_ids, response])[:-1]
             position_ids[row, : total - 1] = np.arange(total - 1)
@@ -100,3 +98,18 @@ def padded(
         np.asarray(num_pairs, np.float32),
         np.asarray(num_chosen_tokens, np.float32),
     )
+
+
+@dataclass(frozen=True)
+class Collation:
+    """How pairs become rows. A unit is what stays together: `rows_per_unit` rows with up to `pairs_per_unit` pairs.
+
+    collate: (pairs, S, T, num_pairs, num_chosen_tokens, with_reference) -> Rows, see `padded`.
+    """
+
+    rows_per_unit: int
+    pairs_per_unit: int
+    collate: Callable[..., Rows]
+
+
+COLLATIONS = {"padded": Collation(2, 1, padded)}

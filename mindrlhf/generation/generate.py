@@ -12,6 +12,7 @@ from mindspore import Tensor, nn, ops
 from mindrlhf.models import ModelFamily
 
 ROW_MULTIPLE = 64  # rows grow in steps of this many tokens, so that few lengths are compiled
+ROWS = 8  # at most this many prompts are answered at once
 
 
 class NextTokenLogits(nn.Cell):
@@ -55,23 +56,43 @@ def generate(
     choose: logits (R,V) -> tokens (R,), see `sampling.pick`. The model was built for rows of `row_length`. advance is
     told how many tokens each round added.
     """
-    rows, length = len(prompts), row_length(prompts, max_new_tokens)
+    rows, length = min(ROWS, len(prompts)), row_length(prompts, max_new_tokens)
     cell = NextTokenLogits(family.backbone(model), family.head_weight(model), rows, length).set_train(False)
-    input_ids = np.zeros((rows, length), np.int32)
-    for row, prompt in enumerate(prompts):
-        input_ids[row, : len(prompt)] = prompt
-    ends = np.array([len(prompt) for prompt in prompts])
-    answers: list[list[int]] = [[] for _ in prompts]
-    live = np.ones(rows, bool)
-    for _ in range(max_new_tokens):
-        tokens = choose(cell(Tensor(input_ids), Tensor((ends - 1)[:, None].astype(np.int32))).asnumpy())
-        live &= ~np.isin(tokens, list(stop_ids))
-        if not live.any():
-            break
-        for row in np.flatnonzero(live):
-            answers[row].append(int(tokens[row]))
-            input_ids[row, ends[row]] = tokens[row]
-            ends[row] += 1
-        if advance:
-            advance(int(live.sum()))
+    answers: list[list[int]] = []
+    for start in range(0, len(prompts), rows):
+        batch = Batch(prompts[start : start + rows], rows, length)
+        for _ in range(max_new_tokens):
+            tokens = choose(cell(Tensor(batch.input_ids), Tensor(batch.last())).asnumpy())
+            added = batch.add(tokens, stop_ids)
+            if not added:
+                break
+            if advance:
+                advance(added)
+        answers += batch.answers
     return answers
+
+
+class Batch:
+    """Prompts and what was answered so far; rows beyond the prompts are filler and answer nothing."""
+
+    def __init__(self, prompts: Sequence[Sequence[int]], rows: int, length: int) -> None:
+        self.input_ids = np.zeros((rows, length), np.int32)
+        self.ends = np.ones(rows, np.int64)
+        self.live = np.arange(rows) < len(prompts)
+        self.answers: list[list[int]] = [[] for _ in prompts]
+        for row, prompt in enumerate(prompts):
+            self.input_ids[row, : len(prompt)] = prompt
+            self.ends[row] = len(prompt)
+
+    def last(self) -> np.ndarray:
+        """Where each row's last token stands: (R,1) int32."""
+        return (self.ends - 1)[:, None].astype(np.int32)
+
+    def add(self, tokens: np.ndarray, stop_ids: Collection[int]) -> int:
+        """Append a token to every row that has not met one of `stop_ids`; how many there are."""
+        self.live &= ~np.isin(tokens, list(stop_ids))
+        for row in np.flatnonzero(self.live):
+            self.answers[row].append(int(tokens[row]))
+            self.input_ids[row, self.ends[row]] = tokens[row]
+            self.ends[row] += 1
+        return int(self.live.sum())

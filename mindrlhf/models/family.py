@@ -43,10 +43,15 @@ class ModelFamily:
 
     name: ClassVar[str]
     architectures: ClassVar[tuple[str, ...]]  # of config.json
-    collations: ClassVar[tuple[str, ...]] = ("padded",)
+    collations: ClassVar[tuple[str, ...]] = ("padded",)  # those that are exact for it
+    config_keys: ClassVar[frozenset[str]]  # of config.json, that mean something here
 
     def from_hf_config(self, hf_config: Mapping[str, Any], options: BuildOptions) -> dict[str, Any]:
         """MindFormers' model_config for a Hugging Face `config.json`; UserError for what would run wrongly."""
+        raise NotImplementedError
+
+    def mindformers_keys(self) -> frozenset[str]:
+        """Words of MindFormers' own config of this model, which a yaml of theirs may carry."""
         raise NotImplementedError
 
     def build(self, config: Any) -> nn.Cell:

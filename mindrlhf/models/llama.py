@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,15 @@ class LlamaFamily(ModelFamily):
     name = "llama"
     architectures = ("LlamaForCausalLM",)
     qkv_has_bias = False
+    config_keys = frozenset(
+        [
+            *("architectures", "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
+            *("num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps"),
+            *("rope_theta", "rope_scaling", "rope_parameters", "tie_word_embeddings", "initializer_range"),
+            *("hidden_act", "attention_bias", "sliding_window", "use_sliding_window", "quantization_config"),
+            *("bos_token_id", "eos_token_id", "pad_token_id"),
+        ]
+    )
 
     def from_hf_config(self, hf_config: Mapping[str, Any], options: BuildOptions) -> dict[str, Any]:
         """Arguments of MindFormers' LlamaConfig. UserError where config.json asks for what this class cannot do."""
@@ -64,13 +74,23 @@ class LlamaFamily(ModelFamily):
             **kernels,
         }
 
+    def mindformers_keys(self) -> frozenset[str]:
+        """The arguments of LlamaConfig."""
+        from mindformers import LlamaConfig
+
+        return frozenset(inspect.signature(LlamaConfig.__init__).parameters)
+
     def _refuse_unsupported(self, hf_config: Mapping[str, Any], seq_length: int) -> None:
+        positions = hf_config.get("max_position_embeddings")
+        if positions and seq_length > positions:
+            raise UserError(f"rows of {seq_length} tokens pass the model's {positions} positions; lower --seq_len")
         kind = _rope(hf_config).get("rope_type", "default")
         if kind != "default":
             raise UserError(f"config.json: rope scaling {kind!r} is not supported for {self.name}")
         heads = _need(hf_config, "num_attention_heads")
-        head_size = hf_config.get("head_dim") or _need(hf_config, "hidden_size") // heads
-        if head_size * heads != hf_config["hidden_size"]:
+        hidden = _need(hf_config, "hidden_size")
+        head_size = hf_config.get("head_dim") or hidden // heads
+        if head_size * heads != hidden:
             raise UserError(f"config.json: head_dim {head_size} x {heads} heads is not hidden_size; not supported")
         activation = hf_config.get("hidden_act", "silu")
         if activation != "silu":
@@ -117,10 +137,14 @@ class LlamaFamily(ModelFamily):
         return hf_weights.llama_to_hf(arrays)
 
 
-def _need(hf_config: Mapping[str, Any], key: str) -> Any:
-    if hf_config.get(key) is None:
+def _need(hf_config: Mapping[str, Any], key: str) -> int:
+    """A size that every model has."""
+    value = hf_config.get(key)
+    if value is None:
         raise UserError(f"the model's config has no {key}; give a Hugging Face folder or name it under model.config")
-    return hf_config[key]
+    if type(value) is not int or value < 1:
+        raise UserError(f"the model's config: {key} is {value!r}; it must be a whole number above 0")
+    return value
 
 
 def _rope(hf_config: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,10 +35,11 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
     except UserError as error:
         return _say(str(error), error.exit_code)
     except OSError as error:
-        # A folder that is a file, no permission, a full disk: the system names the file and the reason.
-        if error.filename is None:
+        # A folder that is a file, no permission, a full disk: the system's reason, and mostly its file.
+        if error.errno is None:
             raise
-        return _say(f"{error.filename}: {error.strerror}", UserError.exit_code)
+        place = error.filename2 or error.filename
+        return _say(f"{place}: {error.strerror}" if place else str(error.strerror), UserError.exit_code)
     except KeyboardInterrupt:
         return _say("interrupted", INTERRUPTED)
 

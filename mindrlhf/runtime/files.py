@@ -32,6 +32,14 @@ def fsync_path(path: PathLike) -> None:
         os.close(descriptor)
 
 
+def require_writable(folder: PathLike) -> None:
+    """Make the folder and see that a file can be written there; OSError otherwise. To be called before long work."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    probe = Path(folder) / f".{uuid.uuid4().hex[:8]}.tmp"
+    probe.touch()
+    probe.unlink()
+
+
 @contextmanager
 def replacing(path: PathLike) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success sync it and rename it to `path`, on failure remove it."""

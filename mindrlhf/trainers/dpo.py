@@ -15,10 +15,11 @@ from mindrlhf.config.load import to_dict
 from mindrlhf.config.schema import Config
 from mindrlhf.data.batches import Counts, PreferenceBatches, batch_shape, split_micro_batches
 from mindrlhf.data.records import PairRecords
-from mindrlhf.data.rows import Rows
+from mindrlhf.data.rows import COLLATIONS, Rows
 from mindrlhf.parallel.strategy import strategy_path, write_strategy
 from mindrlhf.runtime.device import Device
 from mindrlhf.runtime.errors import UserError
+from mindrlhf.runtime.files import require_writable, write_json
 from mindrlhf.runtime.logging import log
 from mindrlhf.trainers import provenance
 from mindrlhf.trainers.loop import total_steps
@@ -37,6 +38,7 @@ class DPOTrainer:
         self.config = config
         self.device = device
         self.loss: LossSettings = loss_settings(config)
+        require_writable(config.output_dir)
         train = provenance.open_records(config.data.train) if config.run_mode == "train" else None
         evaluated = provenance.open_records(config.data.eval) if config.data.eval else None
         opened = [records for records in (train, evaluated) if records is not None]
@@ -57,7 +59,8 @@ class DPOTrainer:
         model_config = family.from_hf_config(self.source.hf_config, options)
         for records in opened:
             provenance.check_record(records, self.tokenizer, self.loss, model_config["vocab_size"])
-        self.cell = build_preference_cell(family, model_config, self.loss, device.explicit_reduction)
+        layout = config.data.layout
+        self.cell = build_preference_cell(family, model_config, self.loss, device.explicit_reduction, layout)
         fingerprint = load_weights(self.source, self.cell)
         same = [provenance.check_reference(records, fingerprint, config, self.loss) for records in opened]
         self.checks_first_step = same[0]
@@ -98,6 +101,7 @@ class DPOTrainer:
             seed=self.config.seed,
             with_reference=self.loss.reference != "none",
             whole_set=whole_set,
+            collation=COLLATIONS[self.config.data.layout],
         )
 
     def train_step(self, step: int) -> dict[str, float]:
@@ -117,14 +121,16 @@ class DPOTrainer:
 
     def _check_first_step(self, rows: Rows, logps: np.ndarray) -> None:
         """The record's reference is, by its fingerprint, what training starts from: so must be its log-probs."""
-        relative, absolute = FIRST_STEP[self.dtype]
+        recorded = self.batches.records.provenance["dtype"]
+        relative, absolute = max(FIRST_STEP[self.dtype], FIRST_STEP[recorded])
         difference = np.abs(logps - rows.ref_logps) * rows.pair_mask.repeat(2, axis=1)
         excess = difference - (relative * np.abs(rows.ref_logps) + absolute)
         if excess.max() > 0:
             place = np.unravel_index(int(excess.argmax()), excess.shape)
             raise UserError(
                 f"the weights are those of the record's reference, and yet a log-prob is {logps[place]:.4f} where "
-                f"{self.config.data.train} has {rows.ref_logps[place]:.4f}; preprocess again with this version"
+                f"{self.config.data.train} has {rows.ref_logps[place]:.4f} (computed in {self.dtype} and {recorded}); "
+                f"preprocess again with this version"
             )
 
     def evaluate(self) -> dict[str, float] | None:
@@ -162,13 +168,15 @@ class DPOTrainer:
         config = to_dict(self.config)
         sections = ("rlhf", "optimizer", "lr_schedule")
         settings = {f"{section}.{key}": value for section in sections for key, value in config[section].items()}
+        made = self.batches.records.provenance
         return {
             **settings,
+            **{f"the record's {key}": made[key] for key in made.keys() - {"version", "tokenizer_path"}},
+            "the record's pairs": len(self.batches.records),
             "seed": self.config.seed,
-            "dataset_sha256": self.batches.records.provenance["dataset_sha256"],
-            "pairs": len(self.batches.records),
             "data.shuffle": self.config.data.shuffle,
             "train.global_batch_pairs": self.config.train.global_batch_pairs,
+            "train.max_grad_norm": self.config.train.max_grad_norm,
             "total_steps": len(self.learning_rates) if self.config.lr_schedule.type != "constant" else None,
             "workers": self.device.world if not self.device.explicit_reduction else None,
         }
@@ -189,6 +197,9 @@ class DPOTrainer:
             write_strategy(strategy_path(output / "strategy", device.rank), shapes, device.world)
         if device.rank == 0:
             store.carry_files(self.source.weights.folder, network, self.tokenizer.files if self.tokenizer else ())
+            # What was trained, which model.config of the yaml may have changed.
+            architectures = [self.source.family.architectures[0]]
+            write_json(network / "config.json", {"architectures": architectures, **self.source.hf_config})
         device.barrier()
         return network
 

@@ -123,7 +123,7 @@ def _refuse_broken(figures: dict[str, float], step: int, config: Config) -> None
         if not math.isfinite(figures[name]):
             raise UserError(
                 f"{name} is {figures[name]} at step {step}; lower optimizer.learning_rate "
-                f"(now {config.optimizer.learning_rate}) and go on from the last checkpoint with --resume True"
+                f"(now {config.optimizer.learning_rate}) and start anew without --resume"
             )
 
 
@@ -157,7 +157,7 @@ def _resume(trainer: Trainer, output: Path, device: Device, steps: int) -> int:
         )
     trainer.restore(arrays)
     step = int(path.name.rpartition("-")[2])
-    if step >= steps:
-        raise UserError(f"{path} is already at step {step} of {steps}; raise train.steps or train.epochs to go on")
+    if step > steps:
+        raise UserError(f"{path} is beyond step {steps}, where this run ends; raise train.steps or train.epochs")
     log(f"resumed from {path}")
     return step

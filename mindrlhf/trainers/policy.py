@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from mindrlhf.config.schema import Config
 from mindrlhf.models import BuildOptions, ModelFamily, family_of, get_family
 from mindrlhf.runtime.device import Device
 from mindrlhf.runtime.errors import UserError
+from mindrlhf.runtime.logging import warn
 from mindrlhf.trainers.registry import family_of_arch
 
 if TYPE_CHECKING:
@@ -43,15 +45,26 @@ def find_source(config: Config) -> Source:
         raise UserError("no weights are named; give --load_checkpoint a Hugging Face folder or a checkpoint")
     weights = store.find_weights(config.model.load_checkpoint)
     path = weights.folder / "config.json"
-    hf_config = {**_read_config(path), **config.model.config}
+    hf_config = {**read_json_object(path), **config.model.config}
     if not hf_config:
         raise UserError(f"{path} does not exist and the yaml has no model.config; give the shapes in one of them")
     name = family_of_arch(config.model.family)
     family = family_of(hf_config, str(path)) if name == "auto" else get_family(name)
+    _check_keys(config.model.config, family)
     return Source(family, hf_config, weights)
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _check_keys(given: Mapping[str, Any], family: ModelFamily) -> None:
+    """UserError for a key of the yaml's model.config that means nothing; a warning where MindFormers knows it."""
+    for key in given.keys() - family.config_keys:
+        if key not in family.mindformers_keys():
+            (nearest,) = difflib.get_close_matches(key, family.config_keys, n=1, cutoff=0.0)
+            raise UserError(f"model.config.{key} is not a key of {family.name}; did you mean {nearest}?")
+        warn(f"model.config.{key} is MindFormers' and has no effect here")
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file, empty where there is no such file; UserError for anything else."""
     if not path.is_file():
         return {}
     try:

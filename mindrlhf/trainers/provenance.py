@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,9 +29,12 @@ def find_tokenizer(config: Config, model_folder: Path, records: PairRecords) -> 
 
     if config.tokenizer.path:
         return load_tokenizer(config.tokenizer.path)
-    for place in (model_folder, Path(records.provenance["tokenizer_path"])):
-        if holds_tokenizer(place):
-            return load_tokenizer(place)
+    if holds_tokenizer(model_folder):
+        return load_tokenizer(model_folder)
+    place = Path(records.provenance["tokenizer_path"])
+    # It need not be there any more, nor complete without the flags it was given with.
+    with contextlib.suppress(UserError):
+        return load_tokenizer(place)
     warn("no tokenizer found, so the record's cannot be compared; give --vocab_file")
     return None
 
@@ -67,7 +71,7 @@ def check_reference(records: PairRecords, fingerprint: str, config: Config, loss
 
     Another one is a UserError unless rlhf.other_reference is accept.
     """
-    if loss.reference == "none" or not records.has_reference:
+    if loss.reference == "none" or not records.has_reference or not loss.loss.needs_reference:
         return False
     theirs = records.provenance.get("reference_fingerprint")
     if theirs is None:

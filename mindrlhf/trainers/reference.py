@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mindspore import nn
 
 PAIRS_PER_BATCH = 4
-SHORTEST_SHARE = 4  # rows are as long as the record's, or a half or a quarter of that: three graphs
+SHORTEST_ROW = 128  # rows are as long as the record's, or a half of that, and so on down to this: one graph each
 
 
 class ReferenceScorer:
@@ -32,7 +32,7 @@ class ReferenceScorer:
 
     def __init__(self, config: Config, device: Device, source: Source, seq_len: int) -> None:
         longest = row_length(seq_len)
-        self.lengths = sorted({round_up(-(-longest // share)) for share in (SHORTEST_SHARE, 2, 1)})
+        self.lengths = row_lengths(longest)
         self.cells: dict[int, nn.Cell] = {}
         self.family = source.family
         options = build_options(config, device, longest)
@@ -80,6 +80,14 @@ class ReferenceScorer:
             cell = TokenLogpsCell(self.family.backbone(self.model), self.family.head_weight(self.model), length)
             self.cells[length] = cell.set_train(False)
         return self.cells[length]
+
+
+def row_lengths(longest: int) -> list[int]:
+    """`longest` and its halves down to SHORTEST_ROW, ascending, each a multiple of 16."""
+    lengths = [longest]
+    while lengths[0] >= 2 * SHORTEST_ROW:
+        lengths.insert(0, round_up(-(-lengths[0] // 2)))
+    return lengths
 
 
 def _length(pair: Pair) -> int:

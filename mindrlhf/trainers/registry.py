@@ -10,7 +10,7 @@ from mindspore import nn
 
 from mindrlhf.cells.preference import PreferenceCell
 from mindrlhf.config.schema import Config
-from mindrlhf.data.rows import PAIRS_PER_UNIT, ROWS_PER_UNIT
+from mindrlhf.data.rows import COLLATIONS
 from mindrlhf.losses import BoundLoss, bind
 from mindrlhf.models import ModelFamily, families
 from mindrlhf.runtime.errors import UserError
@@ -67,12 +67,13 @@ def family_of_arch(name: str) -> str:
 def _preference_class(family: ModelFamily, defaults: dict[str, Any]) -> type[nn.Cell]:
     """A class that makes, of a MindFormers config, the preference cell on the family's model.
 
-    The config may carry `rlhf` {loss, beta, label_smoothing} and `explicit_reduction`.
+    The config may carry `rlhf` {loss, beta, label_smoothing}, `layout` (of the rows) and `explicit_reduction`.
     """
 
     def __init__(self: Any, config: Any) -> None:
         wanted = {"loss": "sigmoid", **defaults, **(getattr(config, "rlhf", None) or {})}
         loss = bind(wanted.pop("loss"), **wanted)
+        collation = COLLATIONS[getattr(config, "layout", "padded")]
         parallel = config.parallel_config
         split_vocabulary = not parallel.vocab_emb_dp and config.vocab_size % parallel.model_parallel == 0
         model = family.build(config)
@@ -84,8 +85,8 @@ def _preference_class(family: ModelFamily, defaults: dict[str, Any]) -> type[nn.
             per_token=loss.per_token,
             beta=loss.beta,
             seq_length=config.seq_length,
-            rows_per_unit=ROWS_PER_UNIT,
-            pairs_per_unit=PAIRS_PER_UNIT,
+            rows_per_unit=collation.rows_per_unit,
+            pairs_per_unit=collation.pairs_per_unit,
             explicit_reduction=getattr(config, "explicit_reduction", True),
             data_parallel=parallel.data_parallel,
             model_parallel=parallel.model_parallel,
@@ -108,13 +109,19 @@ def register_all() -> None:
 
 
 def build_preference_cell(
-    family: ModelFamily, model_config: dict[str, Any], loss: LossSettings, explicit_reduction: bool
+    family: ModelFamily,
+    model_config: dict[str, Any],
+    loss: LossSettings,
+    explicit_reduction: bool,
+    layout: str = "padded",
 ) -> nn.Cell:
-    """The family's registered cell, by MindFormers' own `build_network`."""
+    """The family's registered cell, by MindFormers' own `build_network`; UserError for rows it is not exact on."""
     from mindformers.models.build_model import build_network
     from mindformers.tools.register import MindFormerConfig
 
+    if layout not in family.collations:
+        raise UserError(f"data.layout is {layout}, on which {family.name} is not exact; use {family.collations[0]}")
     register_all()
     rlhf = {"loss": loss.name, **loss.loss.parameters}
-    extra = {"rlhf": rlhf, "explicit_reduction": explicit_reduction}
+    extra = {"rlhf": rlhf, "layout": layout, "explicit_reduction": explicit_reduction}
     return build_network(MindFormerConfig(arch={"type": arch_name(family)}, model_config={**model_config, **extra}))

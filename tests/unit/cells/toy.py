@@ -9,7 +9,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from mindrlhf.data.records import Pair
-from mindrlhf.data.rows import PAIRS_PER_UNIT, ROWS_PER_UNIT, padded
+from mindrlhf.data.rows import COLLATIONS, padded
 
 VOCABULARY, WIDTH, LENGTH = 13, 6, 16
 NAMES = ("tok_embeddings.weight", "norm.weight", "wq.bias", "lm_head.weight")
@@ -93,4 +93,5 @@ def packed(pair: Pair, num_pairs: float, num_chosen_tokens: float) -> tuple[Tens
 
 
 def units() -> dict[str, int]:
-    return {"rows_per_unit": ROWS_PER_UNIT, "pairs_per_unit": PAIRS_PER_UNIT}
+    collation = COLLATIONS["padded"]
+    return {"rows_per_unit": collation.rows_per_unit, "pairs_per_unit": collation.pairs_per_unit}
