@@ -30,6 +30,8 @@ class Shell:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.home = folder.with_name(f"{folder.name}-home")
+        self.home.mkdir(exist_ok=True)
 
     def __call__(self, *words: object, workers: int = 0, timeout: int = 600) -> Ended:
         """Run a script of ours; `workers` above 0 through the launcher."""
@@ -43,7 +45,7 @@ class Shell:
         done = subprocess.run(
             argv,
             cwd=self.folder,
-            env={"PATH": path, "HOME": str(self.folder)},
+            env={"PATH": path, "HOME": str(self.home)},
             capture_output=True,
             text=True,
             check=False,

@@ -36,7 +36,14 @@ def parser() -> Parser:
         "--src", required=True, help="preference file (.jsonl or .json); with --merge the folder of parts"
     )
     files.add_argument("--dst", required=True, help="MindRecord to write; parts go to the folder DST.parts beside it")
-    files.add_argument("--merge", type=boolean, default=False, help="join the parts in --src into --dst and do no more")
+    files.add_argument(
+        "--merge",
+        type=boolean,
+        nargs="?",
+        const=True,
+        default=False,
+        help="join the parts in --src into --dst and do no more",
+    )
     files.add_argument("--config", help="yaml of the run")
     data = flags.add_argument_group("data")
     data.add_argument("--dataset_type", choices=sorted(DATASET_TYPES), help="form of the rows")

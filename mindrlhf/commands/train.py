@@ -24,7 +24,9 @@ def parser() -> Parser:
     train = flags.add_argument_group("train and eval")
     train.add_argument("--train_dataset", help="MindRecord or folder of parts to train on")
     train.add_argument("--eval_dataset", help="MindRecord evaluated before the first and after the last step")
-    train.add_argument("--resume", type=boolean, help="go on from the newest checkpoint under output_dir")
+    train.add_argument(
+        "--resume", type=boolean, nargs="?", const=True, help="go on from the newest checkpoint under output_dir"
+    )
     predict = flags.add_argument_group("predict")
     predict.add_argument("--predict_data", nargs="+", help="questions, or one .txt or .jsonl file with one a line")
     predict.add_argument("--predict_output", help="file for the answers, one JSON object a line")

@@ -73,7 +73,7 @@ def require_written(
     """UserError where no row is left to write. To be called before anything is replaced."""
     if not written:
         counts = accounting(total, written, overlong, rejected)
-        raise UserError(f"no row could be used, so no record was written: {counts}{_where(rejected_file)}")
+        raise UserError(f"no row could be used, so nothing was written or replaced: {counts}{_where(rejected_file)}")
 
 
 def judge(*, rejected: Mapping[str, int], total: int, max_rejected: float, rejected_file: PathLike | None) -> None:
@@ -146,4 +146,9 @@ def _reasons(rejected: Mapping[str, int]) -> str:
 
 
 def _where(rejected_file: PathLike | None) -> str:
-    return f"; the rejected lines are in {rejected_file}" if rejected_file else ""
+    """Where the rejected lines are, and the first of them, which is mostly like the others."""
+    if not rejected_file:
+        return ""
+    with open(rejected_file, encoding="utf-8") as lines:
+        first = json.loads(lines.readline())
+    return f"; the rejected lines are in {rejected_file}, the first is line {first['line']}: {first['sentence']}"

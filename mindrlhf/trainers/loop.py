@@ -105,6 +105,10 @@ def _evaluate(trainer: Trainer, step: int, writer: MetricsWriter | None, say: Ca
     row = {f"eval_{name}": value for name, value in figures.items()}
     if writer:
         writer.write({"step": step, **row})
+    if step == 0:
+        # Policy and reference are still the same: rewards are 0, and what stands in their accuracy is rounding.
+        say(f"evaluation before the first step: loss {figures['loss']:.4f}")
+        return
     say(
         f"evaluation after step {step}: loss {figures['loss']:.4f}, accuracy {figures['rewards/accuracies']:.3f}, "
         f"margin {figures['rewards/margins']:.3f}"

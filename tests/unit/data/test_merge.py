@@ -137,7 +137,7 @@ def test_too_many_rejected_rows_are_an_error_after_the_record_was_written(tmp_pa
         merge(folder, dst, max_rejected=0.08)
     assert str(caught.value) == (
         "1 of 12 rows were rejected (null 1), more than --max_rejected 0.08 allows; the record was written nevertheless"
-        f"; the rejected lines are in {dst}.rejected.jsonl"
+        f"; the rejected lines are in {dst}.rejected.jsonl, the first is line 8: {bad(8).sentence}"
     )
     assert caught.value.exit_code == 2
     assert len(PairRecords(dst)) == 9
