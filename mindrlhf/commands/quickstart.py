@@ -125,17 +125,23 @@ def main(argv: Sequence[str]) -> int:
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     seconds: dict[str, float] = {}
+    _write_seconds(out, seconds)
     for stage in stages(out):
         print(f"\n== {stage.name}\n$ {_typed(stage)}", flush=True)
         began = time.perf_counter()
         code = subprocess.run(stage.argv(), check=False).returncode
         seconds[stage.name] = round(time.perf_counter() - began, 1)
-        (out / "seconds.json").write_text(json.dumps(seconds), encoding="utf-8")
+        _write_seconds(out, seconds)
         if code:
             raise UserError(f"the stage '{stage.name}' ended with exit code {code}; what it said stands above")
         if stage.name == "make the data":
             _choose_questions(out)
     return report(out, seconds)
+
+
+def _write_seconds(out: Path, seconds: dict[str, float]) -> None:
+    """By this file a later quickstart knows that the folder may be replaced."""
+    (out / "seconds.json").write_text(json.dumps(seconds), encoding="utf-8")
 
 
 def _typed(stage: Stage) -> str:
@@ -145,7 +151,7 @@ def _typed(stage: Stage) -> str:
 
 def _choose_questions(out: Path) -> None:
     """The first held-out questions of each language, in turn."""
-    rows = [json.loads(line) for line in (out / "data" / "held_out.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = _rows(out / "data" / "held_out.jsonl")
     english = [row["prompt"] for row in rows if row["prompt"].isascii()]
     chinese = [row["prompt"] for row in rows if not row["prompt"].isascii()]
     chosen = [question for pair in zip(chinese, english) for question in pair][:QUESTIONS]
@@ -167,14 +173,16 @@ def report(out: Path, seconds: dict[str, float]) -> int:
     for name, value in seconds.items():
         print(f"{name:<34}{value:>10.1f} s")
     print(f"{'together':<34}{sum(seconds.values()):>10.1f} s\n")
-    for old, new in zip(_answers(out / "answers_before.jsonl"), _answers(out / "answers_after.jsonl")):
+    for old, new in zip(_rows(out / "answers_before.jsonl"), _rows(out / "answers_after.jsonl")):
         print(f"question: {old['prompt']}\n  before: {old['answer']}\n  after:  {new['answer']}\n")
     print(f"curves: {out / 'dpo' / 'curves.png'}")
+    if Path(sys.prefix).parent == ROOT:
+        print(f"to run these commands yourself: source {Path(sys.prefix) / 'bin' / 'activate'}")
     if after[SHARE] > before[SHARE] and after["eval_rewards/accuracies"] >= LEAST_ACCURACY:
         return 0
     print("error: the model did not learn the preference", file=sys.stderr)
     return 1
 
 
-def _answers(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mindrlhf.commands.flags import Parser, command
+from mindrlhf.runtime.errors import UserError
 
 
 def parser() -> Parser:
@@ -36,9 +37,11 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; raises `UserError` for a wrong input."""
     options = parser().parse_args(argv)
 
-    from mindrlhf.runtime.logging import quiet
+    from mindrlhf.runtime.logging import quiet, world
 
     quiet()
+    if world() > 1:
+        raise UserError("a merge runs in one process; run it without the launcher")
     from mindrlhf.checkpoint.merge import merge
 
     merged = merge(options.src_checkpoint, options.src_strategy, options.dst_checkpoint)

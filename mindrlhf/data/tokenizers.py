@@ -109,6 +109,7 @@ def load_tokenizer(path: PathLike, merges_file: PathLike | None = None) -> ChatT
     given = Path(path)
     if not given.exists():
         raise UserError(f"tokenizer {given} does not exist")
+    given = _beside_ranks(given)
     if merges_file is not None or given.name.endswith("vocab.json"):
         return _from_vocabulary(given, merges_file)
     if given.is_dir() or given.name == "tokenizer.json":
@@ -119,9 +120,15 @@ def load_tokenizer(path: PathLike, merges_file: PathLike | None = None) -> ChatT
     )
 
 
+def _beside_ranks(given: Path) -> Path:
+    """What a run or a merge left has its tokenizer beside the folders of the ranks."""
+    network = given / "checkpoint_network"
+    return network if network.is_dir() else given
+
+
 def holds_tokenizer(path: PathLike) -> bool:
     """Whether `path` is a tokenizer file or a folder with one; nothing is opened."""
-    place = Path(path)
+    place = _beside_ranks(Path(path))
     return place.is_file() or any((place / name).is_file() for name in _VOCABULARIES)
 
 

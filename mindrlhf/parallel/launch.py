@@ -13,6 +13,7 @@ being the number on all nodes together; this has not been tried on real nodes.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import re
@@ -306,8 +307,15 @@ def parse(argv: Sequence[str]) -> tuple[list[str], int]:
         raise UserError(f"the number of workers must be a positive whole number, not '{workers}'")
     script = next((path for path in (Path(words[0]), ROOT / words[0]) if path.is_file()), None)
     if script is None:
-        raise UserError(f"no such script: {words[0]} (looked in {Path.cwd()} and {ROOT})")
+        hint = "; leave the word python away" if words[0].startswith("python") else ""
+        places = " and ".join(dict.fromkeys([str(Path.cwd()), str(ROOT)]))
+        raise UserError(f"no such script: {words[0]} (looked in {places}){hint}")
     return [str(script), *words[1:]], int(workers)
+
+
+def _require_mindspore() -> None:
+    if importlib.util.find_spec("mindspore") is None:
+        raise UserError(f"{sys.executable} has no mindspore; activate the environment that it is installed in")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -315,6 +323,7 @@ def main(argv: Sequence[str]) -> int:
     if argv[:1] == ["--as-worker"]:
         return run_worker(Path(argv[1]))
     words, workers = parse(argv)
+    _require_mindspore()
     cluster = Cluster.from_environment(workers)
     cores = len(os.sched_getaffinity(0))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // len(cluster.local))))

@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from mindrlhf.data.tokenizers import ChatTokenizer, load_tokenizer
+from mindrlhf.data.tokenizers import ChatTokenizer, holds_tokenizer, load_tokenizer
 from mindrlhf.runtime.errors import UserError
 
 CHAT = [
@@ -201,3 +201,12 @@ def test_code_beside_a_tokenizer_is_never_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="never run"):
         load_tokenizer(tmp_path)
     assert not (tmp_path / "ran").exists()
+
+
+def test_what_a_run_left_is_a_tokenizer_too(tokenizer_folder: Path, tmp_path: Path) -> None:
+    network = shutil.copytree(tokenizer_folder, tmp_path / "merged" / "checkpoint_network")
+    assert holds_tokenizer(tmp_path / "merged")
+    assert not holds_tokenizer(tmp_path)
+    loaded = load_tokenizer(tmp_path / "merged")
+    assert loaded.path == network
+    assert loaded.tokenizer_hash == load_tokenizer(tokenizer_folder).tokenizer_hash
