@@ -86,7 +86,10 @@ def find_weights(path: PathLike) -> Weights:
 
 
 def network_folder(path: PathLike) -> Path:
-    """The folder of the rank folders: `path` itself or the `checkpoint_network` in it."""
+    """The folder of the rank folders: `path` itself or the `checkpoint_network` in it; UserError for a saved step."""
+    if Path(path).name.startswith("step-") and (Path(path) / "manifest.json").is_file():
+        weights = Path(path).parent.parent / NETWORK
+        raise UserError(f"{path} is a state to resume from (--resume True), not weights; give {weights}")
     inner = Path(path) / NETWORK
     return inner if inner.is_dir() else Path(path)
 

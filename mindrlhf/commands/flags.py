@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -17,6 +18,22 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{self.prog}: {message}; see {self.prog} --help")
+
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        """As argparse's, but a word that is no flag is said with what was meant."""
+        found, unknown = self.parse_known_args(args, namespace)
+        if not unknown:
+            return found
+        flag, _, value = unknown[0].partition("=")
+        key = flag.lstrip("-")
+        if self.epilog == OVERRIDES and split_overrides([f"{key}="])[0]:
+            raise UserError(f"{self.prog}: {flag} is a key of the yaml; write {key}={value or '...'}")
+        nearest = difflib.get_close_matches(flag, self._option_string_actions, n=1)
+        if nearest:
+            raise UserError(f"{self.prog}: unrecognized argument {flag}; did you mean {nearest[0]}?")
+        self.error(f"unrecognized argument {unknown[0]}")
 
 
 def boolean(word: str) -> bool:

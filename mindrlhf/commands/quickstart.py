@@ -120,7 +120,7 @@ def stages(out: Path) -> list[Stage]:
 def main(argv: Sequence[str]) -> int:
     """Run every stage; 1 where the model did not learn, UserError where a stage fails."""
     out = Path(parser().parse_args(argv).output_path).resolve()
-    if out.exists() and not (out / "seconds.json").exists():
+    if out.exists() and any(out.iterdir()) and not (out / "seconds.json").exists():
         raise UserError(f"{out} exists and is not a former quickstart's; give another --output_path")
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)

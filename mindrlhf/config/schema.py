@@ -25,6 +25,7 @@ _share = kinds.number(">= 0 and <= 1", lambda x: 0 <= x <= 1)
 _below_one = kinds.number(">= 0 and < 1", lambda x: 0 <= x < 1)
 _yes_no = kinds.boolean()
 _path = kinds.either(None, kinds.text())
+_absent = Kind("; LoRA is not in this version, so leave the key out", kinds.choice(None).read)
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ class Config:
     optimizer: Optimizer = field(default_factory=Optimizer)
     lr_schedule: LrSchedule = field(default_factory=LrSchedule)
     parallel: Parallel = field(default_factory=Parallel)
-    lora: None = _leaf(None, kinds.choice(None))
+    lora: None = _leaf(None, _absent)
     generation: Generation = field(default_factory=Generation)
 
 

@@ -118,6 +118,8 @@ def complete_parts(files: Sequence[Path]) -> list[Part]:
 def _read_sidecar(record: Path) -> Sidecar:
     path = sidecar_path(record)
     again = "preprocess again"
+    if not path.is_file() and record.suffix != ENDING:
+        raise BadRecord(f"{record} is not a MindRecord; make one of it with tools/dpo_preprocess.py")
     if not path.is_file():
         raise BadRecord(f"{record} has no {path.name} beside it, so its writing was not finished; {again}")
     try:

@@ -123,7 +123,8 @@ def load_tokenizer(path: PathLike, merges_file: PathLike | None = None) -> ChatT
 def _beside_ranks(given: Path) -> Path:
     """What a run or a merge left has its tokenizer beside the folders of the ranks."""
     network = given / "checkpoint_network"
-    return network if network.is_dir() else given
+    own = any((given / name).is_file() for name in _VOCABULARIES)
+    return network if network.is_dir() and not own else given
 
 
 def holds_tokenizer(path: PathLike) -> bool:

@@ -36,6 +36,14 @@ from mindrlhf.runtime.files import write_text
 
 ROOT = Path(__file__).resolve().parents[2]
 USAGE = 'usage: bash scripts/msrun_launcher.sh "SCRIPT ARGS" [WORKERS]'
+HELP = f"""{USAGE}
+
+Runs SCRIPT on WORKERS workers, 8 unless told otherwise, and shows rank 0. One worker is SCRIPT itself, no cluster.
+
+environment:
+  MSRUN_LOG_DIR    folder for the logs of all workers; else a temporary one, kept when the run fails
+  OMP_NUM_THREADS  threads of a worker; else cores / workers
+  NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT  the same line on several nodes, WORKERS being those of all together"""
 POLL_SECONDS = 0.1
 # After the first failure the others may still end by themselves, and rank 0 say the same thing in its own voice.
 GRACE_SECONDS = 2.0
@@ -163,7 +171,7 @@ class Job:
                 self._kill(msrun)
         out.show(last=True)
         err.show(last=True)
-        return self._verdict()
+        return self._verdict(msrun.returncode)
 
     def _file(self, rank: int, kind: str) -> Path:
         return self.folder / f"worker_{rank}.{kind}"
@@ -238,14 +246,18 @@ class Job:
                 os.killpg(group, signal.SIGKILL)
         msrun.wait()
 
-    def _verdict(self) -> int:
-        """The exit code of the worker that failed first, whose last words are said unless rank 0 has said them."""
+    def _verdict(self, msrun: int) -> int:
+        """The exit code of the worker that failed first, whose last words are said unless rank 0 has said them.
+
+        `msrun` is msrun's own exit code, for the case that it ended without any of them.
+        """
         exits = self._exits()
         failures = [(rank, code) for _, rank, code in exits if code]
         if not failures and len(exits) == len(self.cluster.local):
             return 0
         if not failures:
-            print("error: msrun ended before its workers; msrun.log, below, may tell why", file=sys.stderr)
+            why = last_words((self.folder / "msrun.log").read_bytes(), msrun).splitlines()[-1]
+            print(f"error: msrun ended before its workers: {why}", file=sys.stderr)
             return 1
         rank, code = failures[0]
         words = last_words(self._file(rank, "err").read_bytes(), code)
@@ -322,6 +334,9 @@ def main(argv: Sequence[str]) -> int:
     """Run the script on the workers; the exit code is that of the worker that failed first, or 0."""
     if argv[:1] == ["--as-worker"]:
         return run_worker(Path(argv[1]))
+    if argv[:1] in (["--help"], ["-h"]):
+        print(HELP)
+        return 0
     words, workers = parse(argv)
     _require_mindspore()
     cluster = Cluster.from_environment(workers)

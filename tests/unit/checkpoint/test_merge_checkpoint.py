@@ -11,6 +11,7 @@ import pytest
 
 from mindrlhf.checkpoint import store
 from mindrlhf.checkpoint.merge import merge
+from mindrlhf.checkpoint.resume import save_step
 from mindrlhf.commands.transform import main
 from mindrlhf.parallel.strategy import strategy_path, write_strategy
 from mindrlhf.runtime.errors import CorruptCheckpoint, IncompleteCheckpoint, UserError, run
@@ -163,6 +164,25 @@ def test_wrong_folders_are_named(out: Path, tmp_path: Path) -> None:
         merge(tmp_path / "empty", out / "strategy", tmp_path / "merged")
     with pytest.raises(UserError, match="empty holds no strategy"):
         merge(out, tmp_path / "empty", tmp_path / "merged")
+
+
+def test_a_state_to_resume_from_is_no_checkpoint_to_merge(out: Path) -> None:
+    step = save_step(out, 15, ARRAYS, {}, rank=0, world=1, barrier=lambda: None, keep=None)
+    with pytest.raises(UserError, match=f"step-15 is a state to resume from .*; give {out}/checkpoint_network"):
+        merge(step, out / "strategy", out.parent / "merged")
+    with pytest.raises(UserError, match="step-15 is a state to resume from"):
+        store.find_weights(step)
+    weights = store.find_weights(out).files[0]
+    (out.parent / "step-7").mkdir()
+    named = shutil.copy(weights, out.parent / "step-7" / "model.safetensors")
+    assert store.find_weights(out.parent / "step-7").files == (named,)
+
+
+def test_several_workers_do_not_merge(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MS_WORKER_NUM", "2")
+    words = ["--src_checkpoint=out", "--src_strategy=out", f"--dst_checkpoint={out.parent}/merged"]
+    with pytest.raises(UserError, match="one process"):
+        main(words)
 
 
 def test_the_command_says_what_it_did_and_what_is_wrong(out: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -122,7 +122,7 @@ def test_an_override_is_read_as_yaml(write, word, key, value):
         ("train.steps=abc", "the override train.steps=abc: train.steps is 'abc'; give a whole number >= 1 or null"),
         (
             "lora.rank=8",
-            "the override lora.rank=8: lora is {'rank': 8}, which is not one of null; this version knows no other",
+            "the override lora.rank=8: lora is {'rank': 8}; LoRA is not in this version, so leave the key out",
         ),
         (
             "train.steps.x=1",

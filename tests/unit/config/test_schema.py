@@ -219,7 +219,7 @@ def test_exact_sentences():
         ),
         (
             {"lora": {"rank": 8}},
-            "run.yaml: lora is {'rank': 8}, which is not one of null; this version knows no other",
+            "run.yaml: lora is {'rank': 8}; LoRA is not in this version, so leave the key out",
         ),
         (
             {"rlhf": {"loss": ["sigmoid", "sft"]}},

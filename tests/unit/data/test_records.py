@@ -199,6 +199,13 @@ def test_a_missing_record_is_refused(tmp_path: Path) -> None:
     assert refused(tmp_path / "no.mindrecord") == f"{tmp_path}/no.mindrecord does not exist or is no file"
 
 
+def test_a_file_that_is_no_mindrecord_is_named_as_such(tmp_path: Path) -> None:
+    (tmp_path / "cv.jsonl").write_text("{}\n")
+    assert refused(tmp_path / "cv.jsonl") == (
+        f"{tmp_path}/cv.jsonl is not a MindRecord; make one of it with tools/dpo_preprocess.py"
+    )
+
+
 def test_a_missing_sidecar_is_refused(record: Path) -> None:
     sidecar_path(record).unlink()
     assert "has no x.mindrecord.json beside it" in refused(record)

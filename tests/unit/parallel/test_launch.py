@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mindrlhf.parallel.launch import ROOT, Cluster, Follower, last_words, parse
+from mindrlhf.parallel import launch
+from mindrlhf.parallel.launch import ROOT, Cluster, Follower, Job, last_words, main, parse
 from mindrlhf.runtime.errors import UserError
 
 CPP_LINE = b"[INFO] DISTRIBUTED(812,7f30,python):2026-11-21-09:26:48.765.181 [tcp_server.cc:313] Start] success!\n"
@@ -50,6 +51,33 @@ def test_a_script_of_the_repository_is_found_from_anywhere(script: str) -> None:
 def test_bad_usage(argv: list[str], sentence: str, script: str) -> None:
     with pytest.raises(UserError, match=sentence):
         parse(argv)
+
+
+def test_the_word_python_is_not_part_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UserError) as caught:
+        parse(["python run_dpo.py --config x.yaml", "1"])
+    assert str(caught.value) == f"no such script: python (looked in {ROOT}); leave the word python away"
+
+
+def test_help_is_the_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("usage: bash scripts/msrun_launcher.sh")
+    assert "MSRUN_LOG_DIR" in said
+
+
+def test_a_python_without_mindspore_is_named(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="has no mindspore; activate the environment"):
+        main([script, "2"])
+
+
+def test_msrun_that_ends_alone_is_quoted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "msrun.log").write_bytes(CPP_LINE + b"Traceback (most recent call last):\n  x\nValueError: no port\n")
+    job = Job(["x.py"], Cluster(2, 1, 0, "127.0.0.1", 8118), tmp_path)
+    assert job._verdict(1) == 1
+    assert capsys.readouterr().err == "error: msrun ended before its workers: ValueError: no port\n"
 
 
 def test_nodes_share_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
