@@ -79,7 +79,7 @@ class PreferenceCell(nn.Cell):
         """False: MindFormers' `build_network` asks every network it builds."""
         return False
 
-    def construct(  # type: ignore[no-untyped-def]  # graph code
+    def construct(
         self,
         input_ids,
         position_ids,
@@ -111,13 +111,13 @@ class PreferenceCell(nn.Cell):
         figures = ops.Morph(self._figures, self._figures_shape, self._figures_dtype)
         return figures.add_prim_attr("self_define_shard", True).shard((by_pair,) * 5, (by_pair,))
 
-    def _figures_shape(self, *shapes):  # type: ignore[no-untyped-def]
+    def _figures_shape(self, *shapes):
         return [shapes[4][0] * shapes[4][1], len(SUMS)]
 
-    def _figures_dtype(self, *dtypes):  # type: ignore[no-untyped-def]
+    def _figures_dtype(self, *dtypes):
         return dtypes[0]
 
-    def _figures(self, logps, ref_logps, counts, logits, pair_mask):  # type: ignore[no-untyped-def]
+    def _figures(self, logps, ref_logps, counts, logits, pair_mask):
         """(U,2K) and (U,K) -> what each pair adds to SUMS (UK,len(SUMS)), the loss yet to be divided."""
         policy, reference, tokens = logps.reshape(-1, 2), ref_logps.reshape(-1, 2), counts.reshape(-1, 2)
         terms = self.loss(policy[:, 0], policy[:, 1], reference[:, 0], reference[:, 1], tokens[:, 0], tokens[:, 1])

@@ -18,7 +18,7 @@ class TokenLogpsCell(nn.Cell):
         self.mask = SegmentMask(seq_length)
         self.score = ScoreTokens(explicit_reduction=True)
 
-    def construct(self, input_ids, position_ids, segment_ids, predict_from, targets):  # type: ignore[no-untyped-def]
+    def construct(self, input_ids, position_ids, segment_ids, predict_from, targets):
         hidden = self.backbone(input_ids, position_ids, self.mask(segment_ids))
         token_logps, _ = self.score(hidden, self.head_weight, predict_from, targets)
         return ops.stop_gradient(token_logps)

@@ -38,7 +38,7 @@ class SegmentMask(nn.Cell):
         positions = ms.numpy.arange(seq_length)
         self.causal = ops.expand_dims(positions[None, :] <= positions[:, None], 0)
 
-    def construct(self, segment_ids):  # type: ignore[no-untyped-def]  # graph code
+    def construct(self, segment_ids):
         shifted = self.shift(segment_ids, 2)
         pair = self.divide(shifted, 3)
         branch = self.subtract(shifted, self.times(pair, 3))
@@ -66,7 +66,7 @@ class TokenLogps(nn.Cell):
         self.log_softmax = ops.LogSoftmax(-1)
         self.softmax = ops.Softmax(-1)
 
-    def construct(self, hidden, weight, targets):  # type: ignore[no-untyped-def]  # graph code
+    def construct(self, hidden, weight, targets):
         parts: tuple = ()
         for start in range(0, hidden.shape[0], self.chunk):
             rows = hidden[start : start + self.chunk]
@@ -78,7 +78,7 @@ class TokenLogps(nn.Cell):
             parts += (ops.gather_elements(logps, 1, target).squeeze(-1),)
         return ops.concat(parts)
 
-    def bprop(self, hidden, weight, targets, out, dout):  # type: ignore[no-untyped-def]  # graph code
+    def bprop(self, hidden, weight, targets, out, dout):
         # d logp_n / d logits = onehot(target_n) - softmax_n
         scaled = hidden.astype(ms.float32) * dout.expand_dims(-1)
         d_weight = ops.tensor_scatter_add(ops.zeros(weight.shape, ms.float32), targets.expand_dims(-1), scaled)
@@ -115,7 +115,7 @@ class ShardedTokenLogps(nn.Cell):
         self.divide = ops.RealDiv().shard(((dp,), ()))
         self.recompute()
 
-    def construct(self, hidden, weight, targets):  # type: ignore[no-untyped-def]  # graph code
+    def construct(self, hidden, weight, targets):
         vocabulary = weight.shape[0]
         logits = self.cast(self.logits(hidden, weight), ms.float32)
         centred = self.subtract(logits, ops.stop_gradient(self.max(logits, -1)))
@@ -145,7 +145,7 @@ class ScoreTokens(nn.Cell):
         self.weight_cast = ops.Cast()
         self.logps = TokenLogps(chunk) if explicit_reduction else ShardedTokenLogps(dp, vocab_parallel)
 
-    def construct(self, hidden, weight, predict_from, targets):  # type: ignore[no-untyped-def]  # graph code
+    def construct(self, hidden, weight, predict_from, targets):
         rows, count = predict_from.shape
         width = hidden.shape[2]
         states = self.gather(hidden, predict_from, 1)
@@ -163,7 +163,7 @@ class ScoreTokens(nn.Cell):
             logps, means = self.join((logps, more_logps)), self.join((means, more_means))
         return logps, means
 
-    def _chunk(self, states, weight, targets, start):  # type: ignore[no-untyped-def]
+    def _chunk(self, states, weight, targets, start):
         rows, count, width = states.shape
         stop = min(start + max(1, self.chunk // rows), count)
         chunk = self.rows(states, (0, start, 0), (rows, stop, width), (1, 1, 1)).reshape(-1, width)
@@ -192,7 +192,7 @@ class SumSequences(nn.Cell):
         self.sum = ops.ReduceSum().shard(((dp, 1, 1),))
         self.slice = ops.StridedSlice().shard(((dp, 1),))
 
-    def construct(self, values, sequence_index):  # type: ignore[no-untyped-def]  # graph code
+    def construct(self, values, sequence_index):
         rows, count = values.shape
         units, width = rows // self.rows_per_unit, self.sequences + 1
         groups = rows * count // self.GROUP

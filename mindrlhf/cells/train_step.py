@@ -49,7 +49,7 @@ class TrainStep(nn.Cell):
             self.reducer = nn.DistributedGradReducer(optimizer.parameters, mean=False, degree=reduce_over)
             self.all_reduce = ops.AllReduce()
 
-    def _share(self, *batch):  # type: ignore[no-untyped-def]  # graph code
+    def _share(self, *batch):
         """The cell, its loss divided into shares, one of each worker.
 
         Every worker of semi-auto parallel comes to the whole loss, and their gradients are added. MindSpore divides
@@ -58,7 +58,7 @@ class TrainStep(nn.Cell):
         loss, sums, logps = self.cell(*batch)
         return loss / self.split_over, sums, logps
 
-    def construct(self, update, *batch):  # type: ignore[no-untyped-def]  # graph code
+    def construct(self, update, *batch):
         (_, sums, logps), gradients = self.gradients(*batch)
         if not update:
             sums = ops.depend(sums, self.map(ops.assign_add, self.kept, gradients))
@@ -85,9 +85,9 @@ class TrainStep(nn.Cell):
         return sums, norm, logps
 
 
-def _scale(scale, gradient):  # type: ignore[no-untyped-def]  # graph code
+def _scale(scale, gradient):
     return gradient * scale.astype(gradient.dtype)
 
 
-def _clear(after, kept):  # type: ignore[no-untyped-def]  # graph code
+def _clear(after, kept):
     return ops.assign(kept, ops.depend(ops.zeros_like(kept), after))

@@ -13,7 +13,7 @@ class MaskedAttention(LLamaAttention):
     The original casts the mask to uint8 and adds 0 or 1 to the scores, which masks nothing and says nothing.
     """
 
-    def _attn(self, query, key, value, mask):  # type: ignore[no-untyped-def]  # graph code
+    def _attn(self, query, key, value, mask):
         scores = self.add(self.mul(self.batch_matmul_q_k(query, key), self.inv_norm_factor), mask)
         probabilities = self.softmax(self.cast_attn(scores, self.softmax_dtype))
         return self._merge_heads(self.batch_matmul(self.cast(probabilities, self.dtype), value))
@@ -22,7 +22,7 @@ class MaskedAttention(LLamaAttention):
 class AdditiveMask(nn.Cell):
     """(R,1,S,S) uint8, 1 = forbidden, as the float32 bias that MaskedAttention adds."""
 
-    def construct(self, forbidden):  # type: ignore[no-untyped-def]  # graph code
+    def construct(self, forbidden):
         return forbidden.astype(ms.float32) * -10000.0
 
 

@@ -29,7 +29,7 @@ class LlamaBackbone(nn.Cell):
         self.cast = ops.Cast()
         self.dtype = config.compute_dtype
 
-    def construct(self, input_ids, position_ids, forbidden):  # type: ignore[no-untyped-def]  # graph code
+    def construct(self, input_ids, position_ids, forbidden):
         mask = self.mask(forbidden)
         cosines = self.expand(self.gather(self.cosines, position_ids, 0), 1)
         sines = self.expand(self.gather(self.sines, position_ids, 0), 1)
