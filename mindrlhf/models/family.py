@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -35,7 +36,7 @@ class BuildOptions:
     vocab_emb_dp: bool = True
 
 
-class ModelFamily:
+class ModelFamily(ABC):
     """One architecture: how it is built, called, and named in Hugging Face's and in MindFormers' words.
 
     A subclass lives in one file and ends in `register(...)`.
@@ -46,37 +47,37 @@ class ModelFamily:
     collations: ClassVar[tuple[str, ...]] = ("padded",)  # those that are exact for it
     config_keys: ClassVar[frozenset[str]]  # of config.json, that mean something here
 
+    @abstractmethod
     def from_hf_config(self, hf_config: Mapping[str, Any], options: BuildOptions) -> dict[str, Any]:
         """MindFormers' model_config for a Hugging Face `config.json`; UserError for what would run wrongly."""
-        raise NotImplementedError
 
+    @abstractmethod
     def mindformers_keys(self) -> frozenset[str]:
         """Words of MindFormers' own config of this model, which a yaml of theirs may carry."""
-        raise NotImplementedError
 
+    @abstractmethod
     def build(self, config: Any) -> nn.Cell:
         """The MindFormers model of a MindFormers config (a dict from `from_hf_config`, or a config object)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def backbone(self, model: nn.Cell) -> nn.Cell:
         """A cell (input_ids (R,S) int32, position_ids (R,S) int32, forbidden (R,1,S,S) uint8) -> hidden (R,S,H).
 
         `forbidden` is 1 where a query must not see a key. It is a cell and not a function because its operators
         carry layouts.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def head_weight(self, model: nn.Cell) -> Parameter:
         """The (V,H) matrix whose product with a hidden state gives the logits."""
-        raise NotImplementedError
 
+    @abstractmethod
     def hf_to_ms(self, arrays: Arrays, tied: bool = False) -> Arrays:
         """Tensors under Hugging Face names as tensors under MindFormers names."""
-        raise NotImplementedError
 
+    @abstractmethod
     def ms_to_hf(self, arrays: Arrays) -> Arrays:
         """The inverse of `hf_to_ms`."""
-        raise NotImplementedError
 
 
 _FAMILIES: dict[str, ModelFamily] = {}
