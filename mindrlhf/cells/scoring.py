@@ -50,16 +50,18 @@ class SegmentMask(nn.Cell):
 
 
 class TokenLogps(nn.Cell):
-    """hidden (N,H), weight (V,H), targets (N,) -> log p(target) (N,) float32, in chunks, with an own backward.
+    """hidden (N,H), weight (V,H), targets (N,) -> log p(target) and log sum_v p_v^2, (2,N) float32, in chunks.
 
-    The backward recomputes each chunk's softmax, so no (N,V) array outlives its chunk. Only for gradients reduced
-    explicitly (one process, data parallel): under semi-auto parallel an own `bprop` silently loses the AllReduce of
-    the weight's gradient.
+    Without `squares` the second row is 0; it carries no gradient. One array and not a tuple: MindSpore does not compile
+    a backward that leaves part of a tuple out. The own backward recomputes each chunk's softmax, so no
+    (N,V) array outlives its chunk. Only for gradients reduced explicitly (one process, data parallel): under semi-auto
+    parallel an own `bprop` silently loses the AllReduce of the weight's gradient.
     """
 
-    def __init__(self, chunk: int = CHUNK) -> None:
+    def __init__(self, chunk: int = CHUNK, squares: bool = False) -> None:
         super().__init__()
         self.chunk = chunk
+        self.squares = squares
         self.logits = ops.MatMul(transpose_b=True)
         self.product = ops.MatMul()
         self.outer = ops.MatMul(transpose_a=True)
@@ -68,18 +70,22 @@ class TokenLogps(nn.Cell):
 
     def construct(self, hidden, weight, targets):
         parts: tuple = ()
+        squares: tuple = ()
         for start in range(0, hidden.shape[0], self.chunk):
             rows = hidden[start : start + self.chunk]
             if start > 0:
                 # One chunk after the other: side by side their logits would be in memory together.
-                rows = ops.depend(rows, parts[-1])
+                rows = ops.depend(rows, (parts[-1], squares[-1]))
             logps = self.log_softmax(self.logits(rows, weight).astype(ms.float32))
             target = targets[start : start + self.chunk].expand_dims(-1)
             parts += (ops.gather_elements(logps, 1, target).squeeze(-1),)
-        return ops.concat(parts)
+            # The largest p is 1 / V at least, so that its square does not vanish.
+            squares += (ops.log(ops.exp(2 * logps).sum(-1)) if self.squares else 0.0 * parts[-1],)
+        return ops.stack((ops.concat(parts), ops.concat(squares)))
 
     def bprop(self, hidden, weight, targets, out, dout):
         # d logp_n / d logits = onehot(target_n) - softmax_n
+        dout = dout[0]
         scaled = hidden.astype(ms.float32) * dout.expand_dims(-1)
         d_weight = ops.tensor_scatter_add(ops.zeros(weight.shape, ms.float32), targets.expand_dims(-1), scaled)
         expected: tuple = ()
@@ -93,14 +99,15 @@ class TokenLogps(nn.Cell):
 
 
 class ShardedTokenLogps(nn.Cell):
-    """The same numbers for semi-auto parallel, and the mean logits (N,): rows split over dp, the vocabulary over mp.
+    """The same numbers for semi-auto parallel and, second, the mean logits (N,): rows over dp, the vocabulary over mp.
 
     Plain operators, recomputed in the backward pass instead of carrying an own one.
     """
 
-    def __init__(self, data_parallel: int, vocab_parallel: int) -> None:
+    def __init__(self, data_parallel: int, vocab_parallel: int, squares: bool = False) -> None:
         super().__init__()
         dp, vp = data_parallel, vocab_parallel
+        self.squares = squares
         self.logits = ops.MatMul(transpose_b=True).shard(((dp, 1), (vp, 1)))
         self.cast = ops.Cast().shard(((dp, vp),))
         self.max = ops.ReduceMax(keep_dims=True).shard(((dp, vp),))
@@ -113,6 +120,7 @@ class ShardedTokenLogps(nn.Cell):
         self.pick = ops.Mul().shard(((dp, vp), (dp, vp)))
         self.difference = ops.Sub().shard(((dp,), (dp,)))
         self.divide = ops.RealDiv().shard(((dp,), ()))
+        self.double = ops.Mul().shard(((dp, vp), ()))
         self.recompute()
 
     def construct(self, hidden, weight, targets):
@@ -121,18 +129,31 @@ class ShardedTokenLogps(nn.Cell):
         centred = self.subtract(logits, ops.stop_gradient(self.max(logits, -1)))
         target = self.sum(self.pick(centred, self.one_hot(targets, vocabulary, self.on, self.off)), -1)
         logps = self.difference(target, self.log(self.sum(self.exp(centred), -1)))
-        return logps, self.divide(self.sum(ops.stop_gradient(logits), -1), vocabulary)
+        means = self.divide(self.sum(ops.stop_gradient(logits), -1), vocabulary)
+        if not self.squares:
+            return logps, means, ops.zeros_like(means)
+        # log sum e^2c - 2 log sum e^c, c being the centred logits
+        fixed = ops.stop_gradient(centred)
+        normaliser = self.log(self.sum(self.exp(fixed), -1))
+        squares = self.log(self.sum(self.exp(self.double(fixed, 2.0)), -1))
+        return logps, means, self.difference(self.difference(squares, normaliser), normaliser)
 
 
 class ScoreTokens(nn.Cell):
     """hidden (R,S,H), weight (V,H), predict_from (R,T), targets (R,T) -> of each scored token log p and, without
-    gradient, the mean of its logits over the vocabulary, both (R,T) float32.
+    gradient, the mean of its logits over the vocabulary and log sum_v p_v^2, all (R,T) float32.
 
     explicit_reduction: gradients are summed over workers by us, so the memory-saving own backward may be used.
+    squares: whether the third is asked for; it is 0 otherwise.
     """
 
     def __init__(
-        self, explicit_reduction: bool, data_parallel: int = 1, vocab_parallel: int = 1, chunk: int = CHUNK
+        self,
+        explicit_reduction: bool,
+        data_parallel: int = 1,
+        vocab_parallel: int = 1,
+        chunk: int = CHUNK,
+        squares: bool = False,
     ) -> None:
         super().__init__()
         dp = data_parallel
@@ -143,7 +164,8 @@ class ScoreTokens(nn.Cell):
         self.tokens = ops.StridedSlice().shard(((dp, 1),))
         self.join = ops.Concat(1).shard(((dp, 1), (dp, 1)))
         self.weight_cast = ops.Cast()
-        self.logps = TokenLogps(chunk) if explicit_reduction else ShardedTokenLogps(dp, vocab_parallel)
+        own, sharded = TokenLogps(chunk, squares), ShardedTokenLogps(dp, vocab_parallel, squares)
+        self.logps = own if explicit_reduction else sharded
 
     def construct(self, hidden, weight, predict_from, targets):
         rows, count = predict_from.shape
@@ -151,25 +173,29 @@ class ScoreTokens(nn.Cell):
         states = self.gather(hidden, predict_from, 1)
         if self.explicit:
             cast = self.weight_cast(weight, states.dtype)
-            logps = self.logps(states.reshape(-1, width), cast, targets.reshape(-1)).reshape(rows, count)
+            both = self.logps(states.reshape(-1, width), cast, targets.reshape(-1))
+            logps, squares = both[0], both[1]
             # The mean of the logits is the product with the mean row of the head.
             mean_row = ops.stop_gradient(weight).astype(ms.float32).mean(axis=0)
-            return logps, ops.matmul(ops.stop_gradient(states).astype(ms.float32), mean_row)
+            means = ops.matmul(ops.stop_gradient(states).astype(ms.float32), mean_row)
+            return logps.reshape(rows, count), means, ops.stop_gradient(squares).reshape(rows, count)
         weight = self.weight_cast(weight, states.dtype)
-        logps, means = self._chunk(states, weight, targets, 0)
+        logps, means, squares = self._chunk(states, weight, targets, 0)
         step = max(1, self.chunk // rows)
         for start in range(step, count, step):
-            more_logps, more_means = self._chunk(states, weight, targets, start)
+            more_logps, more_means, more_squares = self._chunk(states, weight, targets, start)
             logps, means = self.join((logps, more_logps)), self.join((means, more_means))
-        return logps, means
+            squares = self.join((squares, more_squares))
+        return logps, means, squares
 
     def _chunk(self, states, weight, targets, start):
         rows, count, width = states.shape
         stop = min(start + max(1, self.chunk // rows), count)
         chunk = self.rows(states, (0, start, 0), (rows, stop, width), (1, 1, 1)).reshape(-1, width)
         target = self.tokens(targets, (0, start), (rows, stop), (1, 1)).reshape(-1)
-        logps, means = self.logps(chunk, weight, target)
-        return logps.reshape(rows, stop - start), means.reshape(rows, stop - start)
+        logps, means, squares = self.logps(chunk, weight, target)
+        shape = (rows, stop - start)
+        return logps.reshape(shape), means.reshape(shape), squares.reshape(shape)
 
 
 class SumSequences(nn.Cell):
@@ -200,3 +226,53 @@ class SumSequences(nn.Cell):
         members = self.one_hot(sequence_index.reshape(-1), width, self.on, self.off).reshape(groups, self.GROUP, width)
         sums = self.product(values.reshape(groups, 1, self.GROUP), members).reshape(units, -1, width)
         return self.slice(self.sum(sums, 1), (0, 0), (units, self.sequences), (1, 1))
+
+
+class ScoreSequences(nn.Cell):
+    """The first seven fields of a batch (`mindrlhf.data.rows.Rows`) -> what is known of each sequence, (U,2K) float32
+    each: its log-prob; that of its shared length; scored tokens; and without gradient the sums over these of the mean
+    logits and of log sum_v p_v^2.
+
+    The shared length and the last sum are computed where `shared` and `squares` ask for it; else they are the log-prob
+    and 0. explicit_reduction False is semi-auto parallel, see `ScoreTokens`.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Cell,
+        head_weight: ms.Parameter,
+        seq_length: int,
+        rows_per_unit: int,
+        pairs_per_unit: int,
+        explicit_reduction: bool = True,
+        data_parallel: int = 1,
+        vocab_parallel: int = 1,
+        shared: bool = False,
+        squares: bool = False,
+    ) -> None:
+        super().__init__(auto_prefix=False)
+        dp = data_parallel
+        self.backbone = backbone
+        self.head_weight = head_weight
+        self.shared = shared
+        self.squares = squares
+        self.mask = SegmentMask(seq_length, dp)
+        self.score = ScoreTokens(explicit_reduction, dp, vocab_parallel, squares=squares)
+        self.sum_sequences = SumSequences(rows_per_unit, pairs_per_unit, dp)
+        self.scored = ops.NotEqual().shard(((dp, 1), ()))
+        self.pick = ops.Mul().shard(((dp, 1), (dp, 1)))
+        self.none = 2 * pairs_per_unit
+
+    def construct(self, input_ids, position_ids, segment_ids, predict_from, targets, sequence_index, in_shared):
+        hidden = self.backbone(input_ids, position_ids, self.mask(segment_ids))
+        token_logps, token_logits, token_squares = self.score(hidden, self.head_weight, predict_from, targets)
+        scored = self.scored(sequence_index, self.none).astype(ms.float32)
+        logps = self.sum_sequences(token_logps, sequence_index)
+        logits = self.sum_sequences(token_logits, sequence_index)
+        counts = self.sum_sequences(scored, sequence_index)
+        shared, squares = logps, ops.zeros_like(counts)
+        if self.shared:
+            shared = self.sum_sequences(self.pick(token_logps, in_shared), sequence_index)
+        if self.squares:
+            squares = self.sum_sequences(token_squares, sequence_index)
+        return logps, shared, counts, logits, squares

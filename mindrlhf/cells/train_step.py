@@ -7,7 +7,7 @@ from mindspore import nn, ops
 
 
 class TrainStep(nn.Cell):
-    """Wraps a cell (batch) -> (loss, sums, logps), whose losses and sums add up over micro-batches and workers.
+    """Wraps a cell (batch) -> (loss, sums, logps, figures); losses and sums add up over micro-batches and workers.
 
     Called as `step(update, *batch)`: with update False the micro-batch's gradients and sums are only kept; with True
     they are joined with the kept ones, summed over workers, clipped as torch does (g min(1, max / (norm + 1e-6))) and
@@ -55,7 +55,7 @@ class TrainStep(nn.Cell):
         Every worker of semi-auto parallel comes to the whole loss, and their gradients are added. MindSpore divides
         the loss by itself only where a cell has no other output (its _VirtualDiv), silently.
         """
-        loss, sums, logps = self.cell(*batch)
+        loss, sums, logps, _ = self.cell(*batch)
         return loss / self.split_over, sums, logps
 
     def construct(self, update, *batch):

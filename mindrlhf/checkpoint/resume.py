@@ -57,7 +57,7 @@ def save_step(
         integrity.write_manifest(
             temporary, step=step, world_size=world, replicated=replicated, names=names, state=state
         )
-        _commit(temporary, final)
+        commit(temporary, final)
         _prune(final, keep)
     barrier()
     return final
@@ -127,7 +127,11 @@ def _sweep(folder: Path) -> None:
         shutil.rmtree(leftover)
 
 
-def _commit(temporary: Path, final: Path) -> None:
+def commit(temporary: Path, final: Path) -> None:
+    """Put the complete folder `temporary` in the place of `final`.
+
+    A kill between the two renames leaves `final` absent, with what it was beside it as `FINAL.replaced.tmp`.
+    """
     replaced = final.with_name(f"{final.name}.replaced.tmp")
     if final.exists():
         os.rename(final, replaced)

@@ -2,34 +2,69 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from mindrlhf.commands.flags import OVERRIDES, Parser, boolean, command, parse
-from mindrlhf.config.load import load_config
+from mindrlhf.commands.flags import OVERRIDES, Parser, boolean, command, parse, read_config
 from mindrlhf.config.schema import Config
 from mindrlhf.runtime.errors import UserError
 from mindrlhf.runtime.logging import log, quiet
 
+PAIRS_FILE = "eval.jsonl"
+KEYS = {
+    "run_mode": "run_mode",
+    "load_checkpoint": "model.load_checkpoint",
+    "vocab_file": "tokenizer.path",
+    "train_dataset": "data.train",
+    "eval_dataset": "data.eval",
+    "resume": "train.resume",
+}
+
 
 def parser() -> Parser:
     """The command line of all three run modes."""
-    flags = command("run_dpo.py", __doc__, OVERRIDES)
+    flags = command("run_dpo.py", __doc__, OVERRIDES, KEYS)
     run = flags.add_argument_group("run")
-    run.add_argument("--config", help="yaml of the run")
-    run.add_argument("--run_mode", choices=("train", "eval", "predict"), help="what to do; without it the yaml's")
-    run.add_argument("--load_checkpoint", help="Hugging Face folder, output folder or weight file to start from")
-    run.add_argument("--auto_trans_ckpt", type=boolean, help="accepted; any checkpoint is laid out as needed")
-    run.add_argument("--vocab_file", help="tokenizer: Hugging Face folder, tokenizer.json or vocab.json")
+    run.add_argument("--config", metavar="FILE", help="yaml of the run; without it all keys have their defaults")
+    run.add_argument("--run_mode", choices=("train", "eval", "predict"), help="what to do")
+    run.add_argument(
+        "--load_checkpoint", metavar="PATH", help="Hugging Face folder, output folder or weight file to start from"
+    )
+    run.add_argument(
+        "--auto_trans_ckpt",
+        type=boolean,
+        metavar="True|False",
+        help="accepted and of no effect: any checkpoint is laid out as needed",
+    )
+    run.add_argument(
+        "--vocab_file",
+        metavar="PATH",
+        help="tokenizer: Hugging Face folder, tokenizer.json or vocab.json; else that of the checkpoint's folder",
+    )
     train = flags.add_argument_group("train and eval")
-    train.add_argument("--train_dataset", help="MindRecord or folder of parts to train on")
-    train.add_argument("--eval_dataset", help="MindRecord evaluated before the first and after the last step")
+    train.add_argument("--train_dataset", metavar="PATH", help="MindRecord or folder of parts to train on")
     train.add_argument(
-        "--resume", type=boolean, nargs="?", const=True, help="go on from the newest checkpoint under output_dir"
+        "--eval_dataset", metavar="PATH", help="MindRecord to evaluate on, before the first and after the last step"
+    )
+    train.add_argument(
+        "--resume",
+        type=boolean,
+        nargs="?",
+        const=True,
+        metavar="True|False",
+        help="go on from the newest step under output_dir",
     )
     predict = flags.add_argument_group("predict")
-    predict.add_argument("--predict_data", nargs="+", help="questions, or one .txt or .jsonl file with one a line")
-    predict.add_argument("--predict_output", help="file for the answers, one JSON object a line")
+    predict.add_argument(
+        "--predict_data",
+        nargs="+",
+        metavar="TEXT",
+        help="questions, or one .txt or .jsonl file with one a line; needed with --run_mode predict",
+    )
+    predict.add_argument(
+        "--predict_output", metavar="FILE", help="file for the answers, one JSON object a line; else printed alone"
+    )
     return flags
 
 
@@ -37,15 +72,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; 0, or UserError."""
     quiet()
     words, overrides = parse(parser(), argv)
-    flags = {
-        "run_mode": words.run_mode,
-        "model.load_checkpoint": words.load_checkpoint,
-        "tokenizer.path": words.vocab_file,
-        "data.train": words.train_dataset,
-        "data.eval": words.eval_dataset,
-        "train.resume": words.resume,
-    }
-    config = load_config(words.config, overrides, flags)
+    config = read_config(words, overrides, KEYS)
     if config.run_mode == "predict":
         from mindrlhf.commands.predict import predict
 
@@ -58,17 +85,20 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _train(config: Config) -> None:
+    from mindrlhf.trainers.best import Best
     from mindrlhf.trainers.dpo import DPOTrainer
     from mindrlhf.trainers.loop import train
     from mindrlhf.trainers.setup import setup_device
 
     if not config.data.train:
         raise UserError("nothing to train on; give --train_dataset a MindRecord that tools/dpo_preprocess.py wrote")
+    Best.of(config)  # refuses what cannot be, before the model is built
     device = setup_device(config)
     train(DPOTrainer(config, device), config, device)
 
 
 def _evaluate(config: Config) -> None:
+    from mindrlhf.runtime.files import replacing
     from mindrlhf.runtime.metrics import MetricsWriter
     from mindrlhf.trainers.dpo import DPOTrainer
     from mindrlhf.trainers.setup import setup_device
@@ -76,11 +106,17 @@ def _evaluate(config: Config) -> None:
     if not config.data.eval:
         raise UserError("nothing to evaluate on; give --eval_dataset a MindRecord that tools/dpo_preprocess.py wrote")
     device = setup_device(config)
-    figures = DPOTrainer(config, device).evaluate() or {}
+    trainer = DPOTrainer(config, device)
+    output = Path(config.output_dir)
+    if device.rank == 0:
+        with replacing(output / PAIRS_FILE) as temporary, temporary.open("w", encoding="utf-8") as file:
+            figures = trainer.evaluate(lambda row: print(json.dumps(row), file=file)) or {}
+    else:
+        figures = trainer.evaluate(lambda row: None) or {}
     for name, value in figures.items():
         log(f"eval_{name:<28} {value:.6g}")
     if device.rank == 0:
-        path = Path(config.output_dir) / "eval_metrics.jsonl"
+        path = output / "eval_metrics.jsonl"
         MetricsWriter(path).write({"step": 0, **{f"eval_{name}": value for name, value in figures.items()}})
-        log(f"figures: {path}")
+        log(f"figures: {path}, of each pair: {output / PAIRS_FILE}")
     device.leave()

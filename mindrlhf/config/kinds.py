@@ -12,10 +12,17 @@ SHOWN = 60  # characters of a wrong value that an error repeats
 
 @dataclass(frozen=True)
 class Kind:
-    """`read(value)` gives the value to keep or raises ValueError; `complaint` ends the sentence "KEY is VALUE..."."""
+    """`read(value)` gives the value to keep or raises ValueError; `complaint` ends the sentence "KEY is VALUE...".
+
+    Where a part of the value is wrong, `read` raises `WrongPart`.
+    """
 
     complaint: str
     read: Callable[[Any], Any]
+
+
+class WrongPart(ValueError):
+    """A part of a value that its key does not accept; `place` and what is wrong with it follow the key's name."""
 
 
 def show(value: Any) -> str:
@@ -129,3 +136,38 @@ def mapping() -> Kind:
         return dict(plain(value))
 
     return Kind("; give a mapping of names to numbers, text, true, false, lists or mappings", read)
+
+
+def losses() -> Kind:
+    """The name of a loss, or a list of {type, weight, parameters...}, kept as a tuple of dicts; a name stands for its
+    entry."""
+
+    def read(value: Any) -> Any:
+        if isinstance(value, str) and value.strip():
+            return value
+        if not isinstance(value, (list, tuple)) or not value:
+            raise ValueError
+        return tuple(_loss_entry(f"entry {place}", item) for place, item in enumerate(value, start=1))
+
+    return Kind("; give the name of a loss, or a list such as [{type: sigmoid}, {type: sft, weight: 0.1}]", read)
+
+
+def _loss_entry(place: str, value: Any) -> dict[str, Any]:
+    """One entry of a list of losses; which losses and parameters there are is not known here."""
+    found = {"type": value} if isinstance(value, str) else value
+    if not isinstance(found, Mapping):
+        raise WrongPart(f"{place} is {show(value)}; give a mapping such as {{type: sft, weight: 0.1}}")
+    name = found.get("type")
+    if not isinstance(name, str) or not name.strip():
+        what = f"has the type {show(name)}" if "type" in found else "has no type"
+        raise WrongPart(f"{place} {what}; give the name of a loss, such as {{type: sft, weight: 0.1}}")
+    finite = number("", lambda x: True)
+    kept: dict[str, Any] = {}
+    for key, item in found.items():
+        if not isinstance(key, str):
+            raise WrongPart(f"{place} ({name}): {show(key)} is not the name of a parameter; write it as text")
+        try:
+            kept[key] = item if key == "type" else finite.read(item)
+        except ValueError:
+            raise WrongPart(f"{place} ({name}): {key} is {show(item)}; give a number") from None
+    return kept

@@ -16,18 +16,23 @@ from mindrlhf.runtime.errors import UserError
 
 
 def load_config(
-    path: str | Path | None, overrides: Sequence[str] = (), flags: Mapping[str, Any] | None = None
+    path: str | Path | None,
+    overrides: Sequence[str] = (),
+    flags: Mapping[str, Any] | None = None,
+    spelled: Mapping[str, str] | None = None,
 ) -> Config:
     """The configuration of a run; without a path, of the defaults.
 
     Later ones win: the files of `include:` in their order, the keys of `path` itself, `flags` (dotted key -> value,
-    None is not given), `overrides` (words key=value, the value in yaml). Raises UserError that names source and key.
+    None is not given), `overrides` (words key=value, the value in yaml). `spelled`: dotted key -> the flag typed.
+    Raises UserError that names source and key.
     """
     notes = Notes()
     tree = _read_tree(str(path), (), notes) if path else {}
     for key, value in (flags or {}).items():
         if value is not None:
-            tree = merge(tree, schema.check(_nest(key, value), f"the flag for {key}"))
+            word = (spelled or {}).get(key, f"the flag for {key}")
+            tree = merge(tree, _nest(key, schema.read_value(key, value, word, or_null=False)))
     for word in overrides:
         tree = merge(tree, _read_override(word))
     _tell(notes)
@@ -122,6 +127,10 @@ def _is_override(word: str) -> bool:
 
 def to_dict(config: Config) -> dict[str, Any]:
     """The configuration as JSON and yaml hold it."""
-    tree = dataclasses.asdict(config)
-    tree["optimizer"]["betas"] = list(config.optimizer.betas)
-    return tree
+    return {name: _plain(value) for name, value in dataclasses.asdict(config).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -20,6 +20,7 @@ MOVED = {
     "model.model_config.temperature": "generation.temperature",
     "model.model_config.top_k": "generation.top_k",
     "model.model_config.top_p": "generation.top_p",
+    "model.model_config.beta": "rlhf.beta",
     "model.model_config": "model.config",
     "processor.tokenizer.vocab_file": "tokenizer.path",
     "processor.tokenizer.chat_template": "tokenizer.chat_template",
@@ -79,10 +80,17 @@ WITHOUT_EFFECT = {
         *("use_seq_parallel", "gradient_aggregation_group", "optimizer_shard", "recompute", "mem_coeff", "swap"),
     ),
 }
+# The other top-level keys of MindFormers' own template, and what its published files had before that.
 IGNORED = (
     *("trainer", "context", "runner_wrapper", "callbacks", "train_dataset", "train_dataset_task", "eval_dataset"),
     *("eval_dataset_task", "recompute_config", "moe_config", "micro_batch_interleave_num", "use_parallel"),
-    *("resume_training", "use_legacy", "processor"),
+    *("resume_training", "use_legacy", "processor", "swap_config", "metric", "eval_callbacks", "do_eval"),
+    *("eval_step_interval", "eval_epoch_interval", "only_save_strategy", "src_strategy_path_or_dir"),
+    *("transform_process_num", "load_ckpt_format", "load_ckpt_async", "use_legacy_format", "balanced_load"),
+    *("reshard_worker_num", "pretrained_model_dir", "print_separate_loss", "ignore_data_skip", "data_skip_steps"),
+    *("init_start_profile", "mstx", "layer_scale", "layer_decay", "lr_scale", "lr_scale_factor", "remote_save_url"),
+    *("save_file", "input_data", "predict_batch_size", "adapter_id", "exclude_cann_cpu", "train_precision_sync"),
+    *("infer_precision_sync", "postprocess_use_numpy", "auto_tune", "filepath_prefix", "autotune_per_step"),
 )
 IGNORED_STARTS = ("profile", "monitor")
 THEIR_SECTIONS = ("model.arch", "runner_config", "parallel_config")
@@ -102,6 +110,10 @@ def translate(given: Mapping[Any, Any], source: str, notes: Notes) -> tuple[dict
     tree: dict[Any, Any] = _copy(given)
     spelled: dict[str, str] = {}
     _set_global_batch(tree, notes)
+    _set_betas(tree, notes)
+    if not tree.get("load_checkpoint") and _move(tree, "pretrained_model_dir", "model.load_checkpoint", source):
+        spelled["model.load_checkpoint"] = "pretrained_model_dir"
+        notes.mapped["pretrained_model_dir"] = "model.load_checkpoint"
     for key, names in RENAMED.items():
         value = _get(tree, key)
         if isinstance(value, str) and value in names:
@@ -139,6 +151,14 @@ def _set_global_batch(tree: dict[Any, Any], notes: Notes) -> None:
         runner.pop("gradient_accumulation_steps", None)
         _put(tree, "train.global_batch_pairs", product)
         notes.mapped["batch_size of all workers"] = f"train.global_batch_pairs {product}"
+
+
+def _set_betas(tree: dict[Any, Any], notes: Notes) -> None:
+    """Some of MindFormers' optimizers take beta1 and beta2, each with a default of its own."""
+    optimizer = tree.get("optimizer")
+    if isinstance(optimizer, dict) and optimizer.keys() & {"beta1", "beta2"} and "betas" not in optimizer:
+        optimizer["betas"] = [optimizer.pop("beta1", 0.9), optimizer.pop("beta2", 0.999)]
+        notes.mapped["optimizer.beta1, optimizer.beta2"] = "optimizer.betas"
 
 
 def _name_shapes(model_config: dict[Any, Any]) -> None:

@@ -74,13 +74,16 @@ def _count(node: yaml.Node, source: str, counted: dict[int, int]) -> int:
 
 
 def _refuse_repeated_keys(node: yaml.MappingNode, source: str) -> None:
-    """Yaml forbids a key twice in one mapping; PyYAML would silently keep the last."""
-    first: dict[str, int] = {}
-    for key, _ in node.value:
-        if isinstance(key, yaml.ScalarNode):
-            line = key.start_mark.line + 1
-            if key.value in first:
-                raise UserError(
-                    f"{source}: {key.value} is given twice, on lines {first[key.value]} and {line}; keep one"
-                )
-            first[key.value] = line
+    """Yaml forbids a key twice in one mapping; PyYAML would silently keep the last.
+
+    The same word twice is let pass: it means one thing, and files that MindFormers published have it.
+    """
+    first: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+    for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            continue
+        before, word = first.setdefault(key.value, (key, value))
+        same = isinstance(value, yaml.ScalarNode) and (value.tag, value.value) == (word.tag, word.value)
+        if before is not key and not same:
+            lines = f"{before.start_mark.line + 1} and {key.start_mark.line + 1}"
+            raise UserError(f"{source}: {key.value} is given twice, on lines {lines}; keep one")

@@ -47,10 +47,10 @@ class Model:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Where the tokenizer lies; the chat template is its own."""
+    """Where the tokenizer lies, and its chat template: its own (auto), a built-in one by name, or a .jinja file."""
 
     path: str | None = _leaf(None, _path)
-    chat_template: str = _leaf("auto", kinds.choice("auto"))
+    chat_template: str = _leaf("auto", kinds.text("auto, the name of a built-in chat template, or a .jinja file"))
 
 
 @dataclass(frozen=True)
@@ -68,21 +68,44 @@ class Data:
 
 @dataclass(frozen=True)
 class Rlhf:
-    """The algorithm. A null `beta` or `label_smoothing` is the loss's own."""
+    """The algorithm. Null parameters of a loss are the loss's own; `loss` may be a list of {type, weight, ...}.
+
+    `ld_alpha`, `use_weighting`, `f_divergence_type` and `f_alpha_divergence_coef` act on every loss that is built on
+    log-ratios. `reference_checkpoint` is what an online reference starts from, null being what training starts from.
+    """
 
     algorithm: str = _leaf("dpo", kinds.choice("dpo"))
-    loss: str = _leaf("sigmoid", kinds.text("the name of a loss; this version knows no list of losses"))
+    loss: str | tuple[dict[str, Any], ...] = _leaf("sigmoid", kinds.losses())
     beta: float | None = _leaf(None, kinds.either(None, _positive))
     label_smoothing: float | None = _leaf(
         None, kinds.either(None, kinds.number(">= 0 and < 0.5", lambda x: 0 <= x < 0.5))
     )
-    reference: str = _leaf("record", kinds.choice("record", "none"))
+    simpo_gamma: float | None = _leaf(None, kinds.either(None, _not_negative))
+    cpo_alpha: float | None = _leaf(None, kinds.either(None, _not_negative))
+    discopop_tau: float | None = _leaf(None, kinds.either(None, _positive))
+    ld_alpha: float | None = _leaf(None, kinds.either(None, _share))
+    use_weighting: bool = _leaf(False, _yes_no)
+    f_divergence_type: str = _leaf(
+        "reverse_kl", kinds.choice("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
+    )
+    f_alpha_divergence_coef: float = _leaf(0.5, kinds.number("other than 1", lambda x: x != 1))
+    reference: str = _leaf("record", kinds.choice("record", "online", "none"))
+    reference_free: bool = _leaf(False, _yes_no)
+    reference_checkpoint: str | None = _leaf(None, _path)
     other_reference: str = _leaf("refuse", kinds.choice("refuse", "accept"))
+    sync_ref_model: bool = _leaf(False, _yes_no)
+    ref_model_sync_steps: int = _leaf(512, _count)
+    ref_model_mixup_alpha: float = _leaf(0.6, kinds.number("> 0 and <= 1", lambda x: 0 < x <= 1))
 
 
 @dataclass(frozen=True)
 class Train:
-    """The loop. `steps` wins over `epochs`; a null `micro_batch_pairs` is no accumulation."""
+    """The loop. `steps` wins over `epochs`; a null `micro_batch_pairs` is no accumulation.
+
+    `metric_for_best_model`: the figure of the evaluations by which the best weights are kept. `greater_is_better` null:
+    false for a loss, true for all else. `early_stopping_patience`: evaluations without a gain of more than
+    `early_stopping_threshold` after which training ends.
+    """
 
     epochs: int = _leaf(1, _count)
     steps: int | None = _leaf(None, kinds.either(None, _count))
@@ -93,6 +116,10 @@ class Train:
     eval_steps: int | None = _leaf(None, kinds.either(None, _count))
     save_steps: int | None = _leaf(None, kinds.either(None, _count))
     save_total_limit: int = _leaf(2, _count)
+    metric_for_best_model: str | None = _leaf(None, kinds.either(None, kinds.text("the name of a metric")))
+    greater_is_better: bool | None = _leaf(None, kinds.either(None, _yes_no))
+    early_stopping_patience: int | None = _leaf(None, kinds.either(None, _count))
+    early_stopping_threshold: float = _leaf(0.0, _not_negative)
     resume: bool = _leaf(False, _yes_no)
 
 
@@ -192,11 +219,23 @@ def check(tree: Mapping[Any, Any], source: str, spelled: Mapping[str, str] | Non
 def _read(key: str, value: Any, source: str, spelled: Mapping[str, str]) -> Any:
     if key not in LEAVES:
         raise unknown_key(key, source)
+    word = f"{spelled[key]} (our {key})" if key in spelled else key
+    return read_value(key, value, f"{source}: {word}")
+
+
+def read_value(key: str, value: Any, word: str, *, or_null: bool = True) -> Any:
+    """`value` as `key` keeps it; UserError "`word` is ..." where it does not accept it.
+
+    `or_null` False leaves null unsaid, which only yaml can write.
+    """
+    kind = LEAVES[key]
     try:
-        return LEAVES[key].read(value)
+        return kind.read(value)
+    except kinds.WrongPart as error:
+        raise UserError(f"{word}, {error}") from None
     except ValueError:
-        word = f"{spelled[key]} (our {key})" if key in spelled else key
-        raise UserError(f"{source}: {word} is {kinds.show(value)}{LEAVES[key].complaint}") from None
+        complaint = kind.complaint if or_null else kind.complaint.removesuffix(" or null")
+        raise UserError(f"{word} is {kinds.show(value)}{complaint}") from None
 
 
 def unknown_key(key: str, source: str, others: Iterable[str] = ()) -> UserError:

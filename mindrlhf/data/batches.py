@@ -115,11 +115,15 @@ class PreferenceBatches:
         """ceil(N / B)."""
         return -(-len(self.records) // self.batch)
 
-    def step(self, number: int) -> Step:
-        """The `number`-th step of the run, counted from 0, through the epochs."""
+    def pairs(self, number: int) -> list[Pair]:
+        """The real pairs of the `number`-th global batch of the run, counted from 0, through the epochs."""
         epoch, batch = divmod(number, self.steps_per_epoch)
         order = self._order(epoch)[batch * self.batch : (batch + 1) * self.batch]
-        pairs = [self.records[int(index)] for index in order]
+        return [self.records[int(index)] for index in order]
+
+    def step(self, number: int) -> Step:
+        """This worker's share of the `number`-th step, counted as in `pairs`."""
+        pairs = self.pairs(number)
         counts = count(pairs)
         over = self.whole or counts
         share = self.batch // self.workers

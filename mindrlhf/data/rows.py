@@ -20,7 +20,8 @@ class Rows(NamedTuple):
     input_ids, position_ids (R,S) int32; segment_ids (R,S) int32: 0 padding, else 1 + 3k + branch of pair k of the row,
     branch 0 prompt, 1 chosen, 2 rejected. predict_from, targets, sequence_index (R,T) int32: token `targets` is
     predicted by the hidden state at `predict_from` and belongs to sequence `sequence_index` of its unit (2k chosen,
-    2k + 1 rejected, 2K none). ref_logps, ref_shared_logps (U,2K) float32. pair_mask (U,K) float32, 0 for filler.
+    2k + 1 rejected, 2K none). in_shared (R,T) float32: 1 for the first tokens of an answer, as many as the shorter
+    answer of its pair has. ref_logps, ref_shared_logps (U,2K) float32. pair_mask (U,K) float32, 0 for filler.
     num_pairs, num_chosen_tokens () float32: real pairs and scored chosen tokens of the global batch.
     """
 
@@ -30,6 +31,7 @@ class Rows(NamedTuple):
     predict_from: np.ndarray
     targets: np.ndarray
     sequence_index: np.ndarray
+    in_shared: np.ndarray
     ref_logps: np.ndarray
     ref_shared_logps: np.ndarray
     pair_mask: np.ndarray
@@ -65,6 +67,7 @@ def padded(
     input_ids, position_ids, segment_ids = (np.zeros((rows, length), np.int32) for _ in range(3))
     predict_from, targets = (np.zeros((rows, scored), np.int32) for _ in range(2))
     sequence_index = np.full((rows, scored), 2, np.int32)
+    in_shared = np.zeros((rows, scored), np.float32)
     ref_logps, ref_shared_logps = (np.zeros((count, 2), np.float32) for _ in range(2))
     pair_mask = np.zeros((count, 1), np.float32)
     for unit, pair in enumerate(pairs):
@@ -75,6 +78,7 @@ def padded(
             ref_logps[unit] = pair.ref_chosen_logps, pair.ref_rejected_logps
             ref_shared_logps[unit] = pair.ref_chosen_shared_logps, pair.ref_rejected_shared_logps
         prompt = len(pair.prompt_ids)
+        in_shared[2 * unit : 2 * unit + 2, : min(len(pair.chosen_ids), len(pair.rejected_ids))] = 1.0
         for branch, response in enumerate((pair.chosen_ids, pair.rejected_ids)):
             row = 2 * unit + branch
             total = prompt + len(response)
@@ -92,6 +96,7 @@ def padded(
         predict_from,
         targets,
         sequence_index,
+        in_shared,
         ref_logps,
         ref_shared_logps,
         pair_mask,

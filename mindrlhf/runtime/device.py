@@ -124,6 +124,8 @@ def setup(target: str = "auto", *, seed: int = 0, parallel: ParallelSettings = P
     mindspore.set_context(mode=mindspore.GRAPH_MODE)
     mindspore.set_device(target)
     if logging.world() == 1:
+        # While MindSpore compiles or runs a graph it turns Ctrl-C into this signal, which would end us without a word.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         set_seeds(seed)
         return Device(target, parallel=parallel)
     communication.init()

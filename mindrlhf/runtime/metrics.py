@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object per logged step."""
+"""metrics.jsonl: one JSON object per logged step, and the same for TensorBoard."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from mindrlhf.runtime.errors import UserError
 from mindrlhf.runtime.files import PathLike, write_text
+from mindrlhf.runtime.tensorboard import EventWriter
 
 
 def read_metrics(path: PathLike) -> list[dict[str, Any]]:
@@ -31,9 +32,12 @@ def _parse(line: str) -> dict[str, Any] | None:
 
 
 class MetricsWriter:
-    """Appends rows. A run that starts anew replaces the file; one that resumes after step k drops those beyond it."""
+    """Appends rows. A run that starts anew replaces the file; one that resumes after step k drops those beyond it.
 
-    def __init__(self, path: PathLike, resumed_step: int = 0) -> None:
+    events: a folder for TensorBoard's files of the same rows.
+    """
+
+    def __init__(self, path: PathLike, resumed_step: int = 0, events: PathLike | None = None) -> None:
         self.path = Path(path)
         kept = []
         if resumed_step and self.path.exists():
@@ -41,6 +45,7 @@ class MetricsWriter:
             # A row cut off by a dead run is beyond the last saved step by nature.
             kept = [row for row in map(_parse, lines) if row and row["step"] <= resumed_step]
         write_text(self.path, "".join(f"{json.dumps(row)}\n" for row in kept))
+        self.events = EventWriter(events, resumed_step) if events else None
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one row, unrounded; a number that is not finite is written as null."""
@@ -49,3 +54,5 @@ class MetricsWriter:
         }
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(clean) + "\n")
+        if self.events:
+            self.events.write(row["step"], {name: value for name, value in clean.items() if name != "step"})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Callable
 
 import numpy as np
 from mindspore import Tensor
@@ -13,8 +13,8 @@ from mindrlhf.cells.train_step import TrainStep
 from mindrlhf.checkpoint import store
 from mindrlhf.config.load import to_dict
 from mindrlhf.config.schema import Config
-from mindrlhf.data.batches import Counts, PreferenceBatches, batch_shape, split_micro_batches
-from mindrlhf.data.records import PairRecords
+from mindrlhf.data.batches import Counts, PreferenceBatches, batch_shape, count, split_micro_batches
+from mindrlhf.data.records import Pair, PairRecords
 from mindrlhf.data.rows import COLLATIONS, Rows
 from mindrlhf.parallel.strategy import strategy_path, write_strategy
 from mindrlhf.runtime.device import Device
@@ -25,7 +25,11 @@ from mindrlhf.trainers import provenance
 from mindrlhf.trainers.loop import total_steps
 from mindrlhf.trainers.optimizer import build_optimizer, learning_rates, optimizer_state
 from mindrlhf.trainers.policy import build_options, find_source, load_weights
+from mindrlhf.trainers.reference import PREFIX, OnlineReference
 from mindrlhf.trainers.registry import LossSettings, build_preference_cell, loss_settings
+
+if TYPE_CHECKING:
+    from mindrlhf.models import BuildOptions
 
 # Bounds (relative, absolute) of |logp - ref| before the first update, where policy and reference are the same weights.
 FIRST_STEP = {"float32": (1e-5, 1e-3), "float16": (2e-2, 1e-3), "bfloat16": (2e-2, 1e-3)}
@@ -62,12 +66,41 @@ class DPOTrainer:
         layout = config.data.layout
         self.cell = build_preference_cell(family, model_config, self.loss, device.explicit_reduction, layout)
         fingerprint = load_weights(self.source, self.cell)
-        same = [provenance.check_reference(records, fingerprint, config, self.loss) for records in opened]
-        self.checks_first_step = same[0]
+        self.reference = self._online_reference(options, model_config["vocab_size"])
+        if self.reference:
+            self.checks_first_step = self.reference.fingerprint == fingerprint
+        else:
+            same = [provenance.check_reference(records, fingerprint, config, self.loss) for records in opened]
+            self.checks_first_step = same[0]
         self.tokens_seen = 0
         self.eval_batches = self._batches(evaluated, whole_set=True) if evaluated else None
         if train is not None:
             self._prepare_training(train)
+
+    def _online_reference(self, options: BuildOptions, vocabulary: int) -> OnlineReference | None:
+        """The frozen copy, where rlhf.reference asks for one."""
+        rlhf = self.config.rlhf
+        if self.loss.reference != "online":
+            return None
+        if self.config.run_mode == "eval" and not rlhf.reference_checkpoint:
+            raise UserError(
+                "rlhf.reference is online, and an evaluation loads the trained weights alone; name those that training "
+                "started from with rlhf.reference_checkpoint"
+            )
+        source = find_source(self.config, rlhf.reference_checkpoint)
+        model_config = source.family.from_hf_config(source.hf_config, options)
+        if model_config["vocab_size"] != vocabulary:
+            raise UserError(
+                f"the reference {source.weights.folder} knows {model_config['vocab_size']} tokens and the policy "
+                f"{vocabulary}; set rlhf.reference_checkpoint to a model with the same tokenizer"
+            )
+        return OnlineReference(
+            source,
+            model_config,
+            layout=self.config.data.layout,
+            explicit_reduction=self.device.explicit_reduction,
+            shared=self.loss.objective.needs_shared,
+        )
 
     def _prepare_training(self, records: PairRecords) -> None:
         config, device = self.config, self.device
@@ -99,7 +132,7 @@ class DPOTrainer:
             workers=feeders,
             shuffle=shuffle,
             seed=self.config.seed,
-            with_reference=self.loss.reference != "none",
+            with_reference=self.loss.reference == "record",
             whole_set=whole_set,
             collation=COLLATIONS[self.config.data.layout],
         )
@@ -107,11 +140,14 @@ class DPOTrainer:
     def train_step(self, step: int) -> dict[str, float]:
         """Update `step` (from 0); figures of design section 6 over the global batch, computed before the update."""
         batch = self.batches.step(step)
-        for number, rows in enumerate(batch.micro_batches, start=1):
+        for number, rows in enumerate(map(self._with_reference, batch.micro_batches), start=1):
             sums, norm, logps = self.step(number == self.passes, *map(Tensor, rows))
             if step == 0 and self.checks_first_step:
                 self._check_first_step(rows, logps.asnumpy())
         self.tokens_seen += batch.counts.tokens
+        rlhf = self.config.rlhf
+        if self.reference and rlhf.sync_ref_model and (step + 1) % rlhf.ref_model_sync_steps == 0:
+            self.reference.follow(self.cell, rlhf.ref_model_mixup_alpha)
         return {
             **_figures(sums.asnumpy(), batch.counts),
             "grad_norm": float(norm.asnumpy()),
@@ -120,44 +156,71 @@ class DPOTrainer:
         }
 
     def _check_first_step(self, rows: Rows, logps: np.ndarray) -> None:
-        """The record's reference is, by its fingerprint, what training starts from: so must be its log-probs."""
-        recorded = self.batches.records.provenance["dtype"]
+        """The reference is, by its fingerprint, what training starts from: so must be its log-probs."""
+        recorded = self.dtype if self.reference else self.batches.records.provenance["dtype"]
+        place_of = "its frozen copy" if self.reference else self.config.data.train
         relative, absolute = max(FIRST_STEP[self.dtype], FIRST_STEP[recorded])
         difference = np.abs(logps - rows.ref_logps) * rows.pair_mask.repeat(2, axis=1)
         excess = difference - (relative * np.abs(rows.ref_logps) + absolute)
         if excess.max() > 0:
             place = np.unravel_index(int(excess.argmax()), excess.shape)
             raise UserError(
-                f"the weights are those of the record's reference, and yet a log-prob is {logps[place]:.4f} where "
-                f"{self.config.data.train} has {rows.ref_logps[place]:.4f} (computed in {self.dtype} and {recorded}); "
+                f"the weights are those of the reference, and yet a log-prob is {logps[place]:.4f} where "
+                f"{place_of} has {rows.ref_logps[place]:.4f} (computed in {self.dtype} and {recorded}); "
                 f"preprocess again with this version"
             )
 
-    def evaluate(self) -> dict[str, float] | None:
-        """The figures over the whole evaluation set, or None where there is none."""
+    def _with_reference(self, rows: Rows) -> Rows:
+        return self.reference.fill(rows) if self.reference else rows
+
+    def evaluate(self, write: Callable[[dict[str, Any]], None] | None = None) -> dict[str, float] | None:
+        """The figures over the whole evaluation set, or None where there is none.
+
+        `write` is given one row of figures per pair, in the order of the set, the same on every worker.
+        """
         if self.eval_batches is None:
             return None
         self.cell.set_train(False)
         sums = np.zeros(len(SUMS), np.float64)
         for number in range(self.eval_batches.steps_per_epoch):
-            for rows in self.eval_batches.step(number).micro_batches:
-                sums += self.cell(*map(Tensor, rows))[1].asnumpy()
+            parts = []
+            for rows in map(self._with_reference, self.eval_batches.step(number).micro_batches):
+                _, found, _, figures = self.cell(*map(Tensor, rows))
+                sums += found.asnumpy()
+                parts.append(figures.asnumpy())
+            if write:
+                everyone = self._of_all_workers(np.concatenate(parts))
+                for pair, figures in zip(self.eval_batches.pairs(number), everyone):
+                    write(_row(pair, figures))
         self.cell.set_train()
         if self.device.explicit_reduction:
             sums = self.device.all_sum(sums)
         assert self.eval_batches.whole is not None
         return _figures(sums, self.eval_batches.whole)
 
+    def _of_all_workers(self, mine: np.ndarray) -> np.ndarray:
+        """The rows of every worker's share of a global batch, in order."""
+        if not self.device.explicit_reduction:
+            return mine
+        places = np.zeros((self.device.world, *mine.shape), mine.dtype)
+        places[self.device.rank] = mine
+        return self.device.all_sum(places).reshape(-1, mine.shape[1])
+
     def state(self) -> dict[str, np.ndarray]:
-        """Weights, moments, the optimizer's step and the tokens seen."""
+        """Weights, moments, the optimizer's step, the tokens seen, and a reference that follows the policy."""
         arrays = {parameter.name: parameter.asnumpy() for parameter in self.cell.get_parameters()}
         arrays.update({name: state.asnumpy() for name, state in optimizer_state(self.optimizer).items()})
+        if self.reference and self.config.rlhf.sync_ref_model:
+            arrays.update(self.reference.state())
         return {**arrays, "tokens_seen": np.asarray([self.tokens_seen], np.int64)}
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
         """Take up a `state`, complete or refused."""
         arrays = dict(arrays)
         self.tokens_seen = int(arrays.pop("tokens_seen")[0])
+        if self.reference and self.config.rlhf.sync_ref_model:
+            names = [name for name in arrays if name.startswith(PREFIX)]
+            self.reference.restore({name: arrays.pop(name) for name in names})
         parameters = {parameter.name: parameter for parameter in self.cell.get_parameters()}
         store.load_parameters(
             {**parameters, **optimizer_state(self.optimizer)}, arrays, "the checkpoint to resume from"
@@ -173,6 +236,7 @@ class DPOTrainer:
             **settings,
             **{f"the record's {key}": made[key] for key in made.keys() - {"version", "tokenizer_path"}},
             "the record's pairs": len(self.batches.records),
+            "reference": self.reference.fingerprint if self.reference else None,
             "seed": self.config.seed,
             "data.shuffle": self.config.data.shuffle,
             "train.global_batch_pairs": self.config.train.global_batch_pairs,
@@ -181,12 +245,12 @@ class DPOTrainer:
             "workers": self.device.world if not self.device.explicit_reduction else None,
         }
 
-    def save(self) -> Path:
-        """Weights, strategy, config and tokenizer files under output_dir; the checkpoint_network folder."""
-        output, device = Path(self.config.output_dir), self.device
+    def save(self, folder: Path) -> Path:
+        """Weights, strategy, config and tokenizer files under `folder`; its checkpoint_network."""
+        device = self.device
         arrays = {parameter.name: parameter.asnumpy() for parameter in self.cell.get_parameters()}
         network = store.write_network(
-            output,
+            folder,
             arrays,
             rank=device.rank,
             barrier=device.barrier,
@@ -194,7 +258,7 @@ class DPOTrainer:
         )
         if device.explicit_reduction:
             shapes = {name: array.shape for name, array in arrays.items()}
-            write_strategy(strategy_path(output / "strategy", device.rank), shapes, device.world)
+            write_strategy(strategy_path(folder / "strategy", device.rank), shapes, device.world)
         if device.rank == 0:
             store.carry_files(self.source.weights.folder, network, self.tokenizer.files if self.tokenizer else ())
             # What was trained, which model.config of the yaml may have changed.
@@ -204,10 +268,21 @@ class DPOTrainer:
         return network
 
 
+def _row(pair: Pair, figures: np.ndarray) -> dict[str, Any]:
+    """A pair's figures; its loss is what it would be if the pair were the whole batch."""
+    counts = count([pair])
+    by_name = dict(zip(SUMS, figures.astype(float).tolist()))
+    by_name["loss/chosen_tokens"] /= counts.chosen_tokens
+    tokens = {"tokens/chosen": counts.chosen_tokens, "tokens/rejected": counts.rejected_tokens}
+    found = _figures(np.array(list(by_name.values())), counts)
+    del found["num_pairs"]
+    return {"pair_id": pair.pair_id, **found, **tokens}
+
+
 def _figures(sums: np.ndarray, counts: Counts) -> dict[str, float]:
     """Sums over real pairs as the means that design section 6 names."""
     by_name = dict(zip(SUMS, sums.tolist()))
-    figures = {"loss": by_name.pop("loss")}
+    figures = {"loss": by_name.pop("loss/pairs") + by_name.pop("loss/chosen_tokens")}
     chosen, rejected = by_name.pop("logits/chosen"), by_name.pop("logits/rejected")
     figures.update({name: value / counts.pairs for name, value in by_name.items()})
     figures["rewards/margins"] = figures["rewards/chosen"] - figures["rewards/rejected"]

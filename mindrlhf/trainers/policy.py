@@ -39,11 +39,12 @@ class Source:
         return self.family.hf_to_ms(store.read_weights(self.weights), tied=self.tied)
 
 
-def find_source(config: Config) -> Source:
-    """The source that `model` of a run names. Keys of model.config win over the folder's config.json."""
-    if not config.model.load_checkpoint:
+def find_source(config: Config, place: str | None = None) -> Source:
+    """The source at `place`, else the one that `model` of a run names. Keys of model.config win over config.json."""
+    place = place or config.model.load_checkpoint
+    if not place:
         raise UserError("no weights are named; give --load_checkpoint a Hugging Face folder or a checkpoint")
-    weights = store.find_weights(config.model.load_checkpoint)
+    weights = store.find_weights(place)
     path = weights.folder / "config.json"
     hf_config = {**read_json_object(path), **config.model.config}
     if not hf_config:

@@ -50,10 +50,10 @@ def check_record(records: PairRecords, tokenizer: ChatTokenizer | None, loss: Lo
                     f"{records.path} was made with another {what} than that of {tokenizer.path}; preprocess again, "
                     f"or give --vocab_file the one it was made with"
                 )
-    if loss.reference == "record" and loss.loss.needs_reference and not records.has_reference:
+    if loss.reference == "record" and loss.objective.needs_reference and not records.has_reference:
         raise UserError(
-            f"{records.path} holds no reference log-probs, which rlhf.loss={loss.name} needs; "
-            f"preprocess again without rlhf.reference=none"
+            f"{records.path} holds no reference log-probs, which rlhf.loss={loss.objective.name} needs; preprocess "
+            f"again without rlhf.reference=none, or train with rlhf.reference=online"
         )
 
 
@@ -71,7 +71,7 @@ def check_reference(records: PairRecords, fingerprint: str, config: Config, loss
 
     Another one is a UserError unless rlhf.other_reference is accept.
     """
-    if loss.reference == "none" or not records.has_reference or not loss.loss.needs_reference:
+    if loss.reference != "record" or not records.has_reference or not loss.objective.needs_reference:
         return False
     theirs = records.provenance.get("reference_fingerprint")
     if theirs is None:

@@ -1,4 +1,4 @@
-"""Reference log-probs of pairs, computed once, while the data are prepared."""
+"""Reference log-probs: of pairs, computed once while the data are prepared, or of rows while training goes on."""
 
 from __future__ import annotations
 
@@ -6,22 +6,26 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
 
+from mindrlhf.cells.scoring import ScoreSequences
+from mindrlhf.checkpoint import store
 from mindrlhf.config.schema import Config
 from mindrlhf.data.records import Pair
 from mindrlhf.data.rows import Rows, padded, round_up, row_length
 from mindrlhf.runtime.device import Device
 from mindrlhf.trainers.policy import Source, build_options, load_weights
 from mindrlhf.trainers.provenance import require_known_token
-
-if TYPE_CHECKING:
-    from mindspore import nn
+from mindrlhf.trainers.registry import sequence_scorer
 
 PAIRS_PER_BATCH = 4
 SHORTEST_ROW = 128  # rows are as long as the record's, or a half of that, and so on down to this: one graph each
+# The fields of a batch that `ScoreSequences` reads.
+SCORED = Rows._fields[:7]
+PREFIX = "reference."
 
 
 class ReferenceScorer:
@@ -33,12 +37,11 @@ class ReferenceScorer:
     def __init__(self, config: Config, device: Device, source: Source, seq_len: int) -> None:
         longest = row_length(seq_len)
         self.lengths = row_lengths(longest)
-        self.cells: dict[int, nn.Cell] = {}
+        self.cells: dict[int, ScoreSequences] = {}
         self.family = source.family
         options = build_options(config, device, longest)
-        model_config = source.family.from_hf_config(source.hf_config, options)
-        self.vocabulary: int = model_config["vocab_size"]
-        self.model = source.family.build(model_config)
+        self.config = attributes(source.family.from_hf_config(source.hf_config, options))
+        self.model = source.family.build(self.config)
         self.model.set_train(False)
         shapes = json.dumps(source.hf_config, sort_keys=True)
         self.provenance = {
@@ -56,30 +59,86 @@ class ReferenceScorer:
             batch = [pairs[index] for index in chosen]
             for pair in batch:
                 token = max(int(ids.max()) for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids))
-                require_known_token(token, self.vocabulary, f"row {pair.pair_id + 1} of the data")
-            for index, pair, logps in zip(chosen, batch, self._token_logps(batch)):
-                scored[index] = _with_reference(pair, logps)
+                require_known_token(token, self.config.vocab_size, f"row {pair.pair_id + 1} of the data")
+            for index, pair, whole, shared in zip(chosen, batch, *self._sums(batch)):
+                scored[index] = replace(
+                    pair,
+                    ref_chosen_logps=float(whole[0]),
+                    ref_rejected_logps=float(whole[1]),
+                    ref_chosen_shared_logps=float(shared[0]),
+                    ref_rejected_shared_logps=float(shared[1]),
+                )
         return [scored[index] for index in range(len(pairs))]
 
-    def _token_logps(self, batch: Sequence[Pair]) -> np.ndarray:
-        """(B,2,T) float32."""
-        from mindspore import Tensor
-
+    def _sums(self, batch: Sequence[Pair]) -> tuple[np.ndarray, np.ndarray]:
+        """Over all scored tokens and over the shared length: (B,2) float32 each."""
         needed = max(_length(pair) for pair in batch) - 1
         length = next(length for length in self.lengths if length >= needed)
-        filled = [*batch, *[None] * (PAIRS_PER_BATCH - len(batch))]
-        rows = padded(filled, length, length, 1, 1)
-        fields = Rows._fields[:5]
-        logps = self._cell(length)(*(Tensor(getattr(rows, field)) for field in fields))
-        return logps.asnumpy().reshape(PAIRS_PER_BATCH, 2, length)
+        rows = padded([*batch, *[None] * (PAIRS_PER_BATCH - len(batch))], length, length, 1, 1)
+        return _scores(self._cell(length), rows)
 
-    def _cell(self, length: int) -> nn.Cell:
+    def _cell(self, length: int) -> ScoreSequences:
         if length not in self.cells:
-            from mindrlhf.cells.reference import TokenLogpsCell
-
-            cell = TokenLogpsCell(self.family.backbone(self.model), self.family.head_weight(self.model), length)
+            cell = sequence_scorer(self.family, self.model, self.config, seq_length=length, shared=True)
             self.cells[length] = cell.set_train(False)
         return self.cells[length]
+
+
+class OnlineReference:
+    """A frozen copy of a model, which scores the rows of each batch while another one is trained."""
+
+    def __init__(
+        self, source: Source, model_config: dict[str, Any], *, layout: str, explicit_reduction: bool, shared: bool
+    ) -> None:
+        """`model_config`: MindFormers' of the policy, so that both lie on the workers alike; `shared`: see LD-DPO."""
+        config = attributes(model_config)
+        self.model = source.family.build(config)
+        self.fingerprint = load_weights(source, self.model)
+        self.cell = sequence_scorer(
+            source.family,
+            self.model,
+            config,
+            seq_length=config.seq_length,
+            layout=layout,
+            explicit_reduction=explicit_reduction,
+            shared=shared,
+        ).set_train(False)
+        self.parameters: dict[str, Parameter] = {}
+        for parameter in self.model.get_parameters():
+            self.parameters[parameter.name] = parameter
+            parameter.requires_grad = False
+            # The policy's have the same names, and a strategy or a checkpoint tells parameters by these.
+            parameter.name = PREFIX + parameter.name
+
+    def fill(self, rows: Rows) -> Rows:
+        """The rows with the reference's log-probs, and those of the shared length where asked for."""
+        logps, shared = _scores(self.cell, rows)
+        return rows._replace(ref_logps=logps, ref_shared_logps=shared)
+
+    def follow(self, policy: nn.Cell, share: float) -> None:
+        """reference := share x policy + (1 - share) x reference.
+
+        Gorbatovski et al. (TR-DPO), arXiv 2404.09656, eq. 5 and 6: soft update below share 1, hard update at 1.
+        """
+        for parameter in policy.get_parameters():
+            mine = self.parameters[parameter.name]
+            ops.assign(mine, share * parameter + (1.0 - share) * mine)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """The weights, under names of their own."""
+        return {parameter.name: parameter.asnumpy() for parameter in self.parameters.values()}
+
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
+        """Take up a `state`, complete or refused."""
+        mine = {parameter.name: parameter for parameter in self.parameters.values()}
+        store.load_parameters(mine, arrays, "the checkpoint to resume from")
+
+
+def attributes(model_config: dict[str, Any]) -> Any:
+    """A model_config whose keys are attributes, as those of MindFormers' config objects are."""
+    from mindformers.tools.register import MindFormerConfig
+
+    return MindFormerConfig(**model_config)
 
 
 def row_lengths(longest: int) -> list[int]:
@@ -94,14 +153,7 @@ def _length(pair: Pair) -> int:
     return len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))
 
 
-def _with_reference(pair: Pair, logps: np.ndarray) -> Pair:
-    chosen, rejected = len(pair.chosen_ids), len(pair.rejected_ids)
-    shared = min(chosen, rejected)
-    sums = logps.astype(np.float64)
-    return replace(
-        pair,
-        ref_chosen_logps=float(sums[0, :chosen].sum()),
-        ref_rejected_logps=float(sums[1, :rejected].sum()),
-        ref_chosen_shared_logps=float(sums[0, :shared].sum()),
-        ref_rejected_shared_logps=float(sums[1, :shared].sum()),
-    )
+def _scores(cell: ScoreSequences, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+    """(U,2K) float32 log-probs, and those of the shared length."""
+    logps, shared, *_ = cell(*(Tensor(getattr(rows, field)) for field in SCORED))
+    return logps.asnumpy(), shared.asnumpy()

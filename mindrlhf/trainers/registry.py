@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 from mindspore import nn
 
 from mindrlhf.cells.preference import PreferenceCell
+from mindrlhf.cells.scoring import ScoreSequences
 from mindrlhf.config.schema import Config
 from mindrlhf.data.rows import COLLATIONS
-from mindrlhf.losses import BoundLoss, bind
+from mindrlhf.losses import Objective, bind_all, objective
 from mindrlhf.models import ModelFamily, families
 from mindrlhf.runtime.errors import UserError
 from mindrlhf.runtime.logging import log
@@ -23,34 +25,64 @@ HISTORICAL_LOSS, HISTORICAL_BETA = "sigmoid_norm", 1.0
 BACKBONES = {"LlamaForCausalLM": "auto"}
 
 
+# Names of `rlhf` that are parameters of losses, and those that act on every loss built on log-ratios.
+PARAMETERS = ("beta", "label_smoothing", "simpo_gamma", "cpo_alpha", "discopop_tau")
+SHAPING = ("ld_alpha", "use_weighting", "f_divergence_type", "f_alpha_divergence_coef", "reference_free")
+
+
 @dataclass(frozen=True)
 class LossSettings:
-    """What `rlhf` of a run comes to: the bound loss, and where reference log-probs come from (record or none)."""
+    """What `rlhf` of a run comes to: what is minimised, as plain `words` too, and where the reference comes from.
 
-    loss: BoundLoss
+    reference: record, online or none.
+    """
+
+    objective: Objective
+    words: dict[str, Any]
     reference: str
 
-    @property
-    def name(self) -> str:
-        """The loss's name."""
-        return self.loss.spec.name
+
+def build_objective(words: Mapping[str, Any]) -> Objective:
+    """The objective of `loss`, a name or a list of {type, weight, ...}, and of other keys of `rlhf`; or ValueError."""
+    loss = words["loss"]
+    entries = [{"type": loss}] if isinstance(loss, str) else [dict(entry) for entry in loss]
+    wide = {name: words[name] for name in PARAMETERS if words.get(name) is not None}
+    shaping = {name: words[name] for name in SHAPING if name in words}
+    return objective(bind_all(entries, **wide), **shaping)
 
 
 def loss_settings(config: Config) -> LossSettings:
-    """The loss of a run; UserError for one that is unknown, badly set, or without the reference it needs."""
+    """The objective of a run; UserError for a loss that is unknown, badly set, or without the reference it needs."""
     rlhf = config.rlhf
-    historical = config.model.family in HISTORICAL
-    name, beta = rlhf.loss, rlhf.beta
-    if historical and rlhf.loss == "sigmoid":
-        name, beta = HISTORICAL_LOSS, rlhf.beta or HISTORICAL_BETA
-        log(f"{config.model.family}: the length-normalised loss {name} with beta {beta}, as that name always meant")
+    words = {name: getattr(rlhf, name) for name in ("loss", *PARAMETERS, *SHAPING)}
+    if config.model.family in HISTORICAL and rlhf.loss == "sigmoid":
+        words.update(loss=HISTORICAL_LOSS, beta=rlhf.beta or HISTORICAL_BETA)
+        log(
+            f"{config.model.family}: the length-normalised loss {HISTORICAL_LOSS} with beta {words['beta']}, as that "
+            f"name always meant"
+        )
     try:
-        loss = bind(name, beta=beta, label_smoothing=rlhf.label_smoothing)
+        found = build_objective(words)
     except ValueError as error:
         raise UserError(f"rlhf.loss: {error}") from None
-    if loss.needs_reference and rlhf.reference == "none":
-        raise UserError(f"rlhf.reference is none, and rlhf.loss={name} needs a reference; set rlhf.reference=record")
-    return LossSettings(loss, rlhf.reference)
+    return LossSettings(found, words, _where_from(config, found))
+
+
+def _where_from(config: Config, found: Objective) -> str:
+    """Where reference log-probs come from; UserError for settings that contradict one another."""
+    rlhf = config.rlhf
+    if rlhf.reference != "online":
+        for name in ("reference_checkpoint", "sync_ref_model"):
+            if getattr(rlhf, name):
+                raise UserError(f"rlhf.{name} is set, which needs rlhf.reference=online (now {rlhf.reference})")
+    if rlhf.reference_free:
+        return "none"
+    if found.needs_reference and rlhf.reference == "none":
+        raise UserError(
+            f"rlhf.reference is none, and rlhf.loss={found.name} needs a reference; set rlhf.reference to record or "
+            f"online, or rlhf.reference_free=true"
+        )
+    return rlhf.reference
 
 
 def arch_name(family: ModelFamily) -> str:
@@ -64,34 +96,55 @@ def family_of_arch(name: str) -> str:
     return {**ours, **HISTORICAL, **BACKBONES}.get(name, name)
 
 
+def sequence_scorer(
+    family: ModelFamily,
+    model: nn.Cell,
+    config: Any,
+    *,
+    seq_length: int,
+    layout: str = "padded",
+    explicit_reduction: bool = True,
+    shared: bool = False,
+    squares: bool = False,
+) -> ScoreSequences:
+    """The cell that scores rows of `seq_length` tokens with `model`, laid out as its MindFormers `config` says."""
+    collation, parallel = COLLATIONS[layout], config.parallel_config
+    split_vocabulary = not parallel.vocab_emb_dp and config.vocab_size % parallel.model_parallel == 0
+    return ScoreSequences(
+        family.backbone(model),
+        family.head_weight(model),
+        seq_length,
+        collation.rows_per_unit,
+        collation.pairs_per_unit,
+        explicit_reduction,
+        parallel.data_parallel,
+        parallel.model_parallel if split_vocabulary else 1,
+        shared=shared,
+        squares=squares,
+    )
+
+
 def _preference_class(family: ModelFamily, defaults: dict[str, Any]) -> type[nn.Cell]:
     """A class that makes, of a MindFormers config, the preference cell on the family's model.
 
-    The config may carry `rlhf` {loss, beta, label_smoothing}, `layout` (of the rows) and `explicit_reduction`.
+    The config may carry `rlhf` {loss, beta, ...}, `layout` (of the rows) and `explicit_reduction`.
     """
 
     def __init__(self: Any, config: Any) -> None:
-        wanted = {"loss": "sigmoid", **defaults, **(getattr(config, "rlhf", None) or {})}
-        loss = bind(wanted.pop("loss"), **wanted)
-        collation = COLLATIONS[getattr(config, "layout", "padded")]
-        parallel = config.parallel_config
-        split_vocabulary = not parallel.vocab_emb_dp and config.vocab_size % parallel.model_parallel == 0
-        model = family.build(config)
-        PreferenceCell.__init__(
-            self,
-            backbone=family.backbone(model),
-            head_weight=family.head_weight(model),
-            loss=loss.function,
-            per_token=loss.per_token,
-            beta=loss.beta,
+        found = build_objective({"loss": "sigmoid", **defaults, **(getattr(config, "rlhf", None) or {})})
+        explicit = getattr(config, "explicit_reduction", True)
+        score = sequence_scorer(
+            family,
+            family.build(config),
+            config,
             seq_length=config.seq_length,
-            rows_per_unit=collation.rows_per_unit,
-            pairs_per_unit=collation.pairs_per_unit,
-            explicit_reduction=getattr(config, "explicit_reduction", True),
-            data_parallel=parallel.data_parallel,
-            model_parallel=parallel.model_parallel,
-            split_vocabulary=split_vocabulary,
+            layout=getattr(config, "layout", "padded"),
+            explicit_reduction=explicit,
+            shared=found.needs_shared,
+            squares=found.needs_squares,
         )
+        parallel = config.parallel_config
+        PreferenceCell.__init__(self, score, found, explicit, parallel.data_parallel, parallel.model_parallel)
 
     return type(arch_name(family), (PreferenceCell,), {"__init__": __init__, "__doc__": f"DPO on {family.name}."})
 
@@ -122,6 +175,5 @@ def build_preference_cell(
     if layout not in family.collations:
         raise UserError(f"data.layout is {layout}, on which {family.name} is not exact; use {family.collations[0]}")
     register_all()
-    rlhf = {"loss": loss.name, **loss.loss.parameters}
-    extra = {"rlhf": rlhf, "layout": layout, "explicit_reduction": explicit_reduction}
+    extra = {"rlhf": loss.words, "layout": layout, "explicit_reduction": explicit_reduction}
     return build_network(MindFormerConfig(arch={"type": arch_name(family)}, model_config={**model_config, **extra}))

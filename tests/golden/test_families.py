@@ -30,13 +30,13 @@ from mindrlhf.cells.preference import SUMS
 from mindrlhf.cells.scoring import SegmentMask
 from mindrlhf.cells.train_step import TrainStep
 from mindrlhf.checkpoint.store import load_parameters
+from mindrlhf.config.load import load_config
 from mindrlhf.config.schema import LrSchedule, Optimizer
 from mindrlhf.data.records import Pair
 from mindrlhf.data.rows import Rows, padded
-from mindrlhf.losses import bind
 from mindrlhf.models import BuildOptions, ModelFamily, families, get_family
 from mindrlhf.trainers.optimizer import build_optimizer, learning_rates
-from mindrlhf.trainers.registry import LossSettings, build_preference_cell
+from mindrlhf.trainers.registry import build_preference_cell, loss_settings
 
 FIGURES = json.loads(Path(__file__).with_name("micro_figures.json").read_text(encoding="utf-8"))
 VARIANTS = [(family, name) for family, variants in MODELS.items() for name in variants]
@@ -60,7 +60,7 @@ class Built:
 def built(request: pytest.FixtureRequest, cpu: object) -> Built:
     family, name = get_family(request.param[0]), request.param[1]
     config = MODELS[family.name][name]
-    loss = LossSettings(bind(LOSS, beta=BETA), "record")
+    loss = loss_settings(load_config(None, [f"rlhf.loss={LOSS}", f"rlhf.beta={BETA}"]))
     cell = build_preference_cell(family, family.from_hf_config(config, OPTIONS), loss, explicit_reduction=True)
     arrays = family.hf_to_ms(weights(config), tied=config["tie_word_embeddings"])
     load_parameters({parameter.name: parameter for parameter in cell.get_parameters()}, arrays, name)
@@ -133,14 +133,14 @@ def fill(columns: np.ndarray, start: int) -> np.ndarray:
 def test_logits_however_the_row_is_laid_out(built: Built) -> None:
     cases = [(sequence, *case) for sequence in map(int, built.figures["logits"]) for case in layouts(sequence)]
     rows = np.stack([row for _, row, _ in cases], axis=1)
-    logits = Logits(built.cell.backbone, built.cell.head_weight)(*map(Tensor, rows)).asnumpy()
+    logits = Logits(built.cell.score.backbone, built.cell.score.head_weight)(*map(Tensor, rows)).asnumpy()
     for row, (sequence, _, columns) in enumerate(cases):
         assert worst(logits[row, columns], built.figures["logits"][str(sequence)]) < CLOSE, row
 
 
 def test_log_probs_loss_and_gradients(built: Built) -> None:
     parameters = built.cell.trainable_params()
-    (loss, _, logps), gradients = ops.value_and_grad(built.cell, None, parameters, has_aux=True)(
+    (loss, _, logps, _), gradients = ops.value_and_grad(built.cell, None, parameters, has_aux=True)(
         *map(Tensor, batches(1)[0])
     )
     assert worst(logps.asnumpy()[:-1], built.figures["logps"]) < CLOSE
@@ -170,7 +170,7 @@ def test_ten_steps_of_training(built: Built, passes: int) -> None:
         for number, rows in enumerate(batches(passes), start=1):
             sums, norm, _ = step(number == passes, *map(Tensor, rows))
         by_name = dict(zip(SUMS, sums.asnumpy().tolist()))
-        figures["loss"].append(by_name["loss"])
+        figures["loss"].append(by_name["loss/pairs"])
         figures["margins"].append((by_name["rewards/chosen"] - by_name["rewards/rejected"]) / len(PAIRS))
         figures["grad_norm"].append(float(norm.asnumpy()))
     for name, values in built.figures["trajectory"].items():

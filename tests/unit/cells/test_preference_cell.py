@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 from mindspore import ops
-from toy import LENGTH, Backbone, batch, head, logps, packed, pairs, units
+from toy import VOCABULARY, batch, cell_of, logps, packed, pairs
 
 from mindrlhf.cells.preference import SUMS, PreferenceCell
 from mindrlhf.data.records import Pair
-from mindrlhf.losses import bind
+from mindrlhf.losses import bind_all, objective
 
 BETA = 0.25
 PAIRS = pairs(5)
@@ -20,18 +20,17 @@ CHOSEN_TOKENS = sum(len(pair.chosen_ids) for pair in PAIRS)
 pytestmark = pytest.mark.usefixtures("cpu")
 
 
-def cell(loss: str = "sigmoid", explicit: bool = True, **layout: int) -> PreferenceCell:
-    bound = bind(loss, beta=BETA if loss == "sigmoid" else None)
-    return PreferenceCell(
-        Backbone(),
-        head(),
-        bound.function,
-        per_token=bound.per_token,
-        beta=BETA,
-        seq_length=LENGTH,
-        explicit_reduction=explicit,
-        **{**units(), **layout},
-    )
+def cell(*losses: str, explicit: bool = True, rows_per_unit: int = 2, **settings: Any) -> PreferenceCell:
+    entries = [{"type": loss, **({"beta": BETA} if loss == "sigmoid" else {})} for loss in losses or ("sigmoid",)]
+    return cell_of(objective(bind_all(entries), **settings), explicit, rows_per_unit=rows_per_unit)
+
+
+def confidence(prompt: np.ndarray, answer: np.ndarray) -> np.ndarray:
+    """log p - log sum over the vocabulary of p^2, of each token of the answer."""
+    by_token = [
+        [logps(prompt, [*answer[:place], token])[0][-1] for token in range(VOCABULARY)] for place in range(len(answer))
+    ]
+    return logps(prompt, answer)[0] - np.log(np.exp(2 * np.array(by_token)).sum(-1))
 
 
 def by_hand(some: list[Pair]) -> tuple[dict[str, float], np.ndarray]:
@@ -44,6 +43,7 @@ def by_hand(some: list[Pair]) -> tuple[dict[str, float], np.ndarray]:
     rewards = BETA * (sums - reference)
     figures = [
         np.log1p(np.exp(rewards[:, 1] - rewards[:, 0])),
+        np.zeros(len(some)),
         rewards[:, 0],
         rewards[:, 1],
         rewards[:, 0] > rewards[:, 1],
@@ -65,10 +65,12 @@ def test_sums_and_log_probs(explicit: bool) -> None:
     expected, theirs = by_hand(PAIRS)
     assert 0 < expected["rewards/accuracies"] < 5
     assert 0 < expected["logps/accuracies_per_token"] < 5
-    expected["loss"] /= 20
-    loss, sums, ours = cell(explicit=explicit)(*batch([*PAIRS, None], 20, 1))
+    expected["loss/pairs"] /= 20
+    loss, sums, ours, figures = cell(explicit=explicit)(*batch([*PAIRS, None], 20, 1))
     assert by_name(sums) == pytest.approx(expected, rel=1e-5)
-    assert float(loss) == pytest.approx(expected["loss"], rel=1e-5)
+    assert float(loss) == pytest.approx(expected["loss/pairs"], rel=1e-5)
+    added = dict(zip(SUMS, figures.asnumpy().sum(0, dtype=np.float64)))
+    assert added == pytest.approx({**expected, "loss/pairs": 20 * expected["loss/pairs"]}, rel=1e-5)
     np.testing.assert_allclose(ours.asnumpy()[:-1], theirs, rtol=1e-5)
 
 
@@ -81,16 +83,76 @@ def test_parts_of_a_batch_add_up_to_it() -> None:
 
 
 def test_a_loss_per_token_is_divided_by_the_chosen_tokens() -> None:
-    loss, sums, _ = cell("sft")(*batch([*PAIRS, None], 5, CHOSEN_TOKENS))
+    loss, sums, *_ = cell("sft")(*batch([*PAIRS, None], 5, CHOSEN_TOKENS))
     expected, _ = by_hand(PAIRS)
     assert float(loss) == pytest.approx(-expected["logps/chosen"] / CHOSEN_TOKENS, rel=1e-5)
-    assert by_name(sums)["rewards/chosen"] == pytest.approx(expected["rewards/chosen"], rel=1e-5)
+    assert by_name(sums)["loss/chosen_tokens"] == float(loss)
+
+
+def test_two_losses_have_two_denominators() -> None:
+    loss, *_ = cell("sigmoid", "sft")(*batch([*PAIRS, None], 5, CHOSEN_TOKENS))
+    expected, _ = by_hand(PAIRS)
+    both = expected["loss/pairs"] / 5 - expected["logps/chosen"] / CHOSEN_TOKENS
+    assert float(loss) == pytest.approx(both, rel=1e-5)
+
+
+@pytest.mark.parametrize("explicit", [True, False])
+def test_tokens_beyond_the_shorter_answer_count_less(explicit: bool) -> None:
+    """LD-DPO: a log-prob is that of the shared length and ld_alpha times the rest, of policy and reference."""
+    alpha = 0.25
+    shared = [min(len(pair.chosen_ids), len(pair.rejected_ids)) for pair in PAIRS]
+    sums = np.array(
+        [
+            [
+                scored[:length].sum() + alpha * scored[length:].sum()
+                for scored in (logps(pair.prompt_ids, ids)[0] for ids in (pair.chosen_ids, pair.rejected_ids))
+            ]
+            for pair, length in zip(PAIRS, shared)
+        ]
+    )
+    reference = np.array(
+        [
+            [
+                part + alpha * (whole - part)
+                for whole, part in (
+                    (pair.ref_chosen_logps, pair.ref_chosen_shared_logps),
+                    (pair.ref_rejected_logps, pair.ref_rejected_shared_logps),
+                )
+            ]
+            for pair in PAIRS
+        ]
+    )
+    rewards = BETA * (sums - reference)
+    loss, found, raw, _ = cell(explicit=explicit, ld_alpha=alpha)(*batch([*PAIRS, None], 5, 1))
+    assert float(loss) == pytest.approx(np.log1p(np.exp(rewards[:, 1] - rewards[:, 0])).mean(), rel=1e-5)
+    assert by_name(found)["logps/chosen"] == pytest.approx(sums[:, 0].sum(), rel=1e-5)
+    assert by_name(found)["rewards/rejected"] == pytest.approx(rewards[:, 1].sum(), rel=1e-5)
+    np.testing.assert_allclose(raw.asnumpy()[:-1], by_hand(PAIRS)[1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("explicit", [True, False])
+def test_pairs_weigh_what_the_policy_thinks_of_them(explicit: bool) -> None:
+    """WPO: exp of the mean over tokens of log p - log sum p^2, of both answers, and no gradient through it."""
+    model = cell(explicit=explicit, use_weighting=True)
+    terms = np.array(
+        [
+            np.prod([np.exp(confidence(pair.prompt_ids, ids).mean()) for ids in (pair.chosen_ids, pair.rejected_ids)])
+            for pair in PAIRS
+        ]
+    )
+    plain = cell(explicit=explicit)
+    fields = batch(PAIRS, 5, 1)
+    unweighted = plain(*fields)[3].asnumpy()[:, 0]
+    np.testing.assert_allclose(model(*fields)[3].asnumpy()[:, 0], unweighted * terms, rtol=3e-5)
+    one = batch(PAIRS[:1], 1, 1)
+    (_, ours), (_, theirs) = run(model, one), run(plain, one)
+    assert_equal(ours, {name: gradient * terms[0] for name, gradient in theirs.items()}, 3e-5)
 
 
 def run(model: PreferenceCell, fields: Any) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """The sums, and the gradient of every parameter."""
     parameters = model.trainable_params()
-    (_, sums, _), found = ops.value_and_grad(model, None, parameters, has_aux=True)(*fields)
+    (_, sums, *_), found = ops.value_and_grad(model, None, parameters, has_aux=True)(*fields)
     return by_name(sums), {parameter.name: each.asnumpy() for parameter, each in zip(parameters, found)}
 
 

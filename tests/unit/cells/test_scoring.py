@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import mindspore as ms
@@ -25,7 +26,7 @@ class Weighted(nn.Cell):
         self.logps = logps
 
     def construct(self, hidden, weight, targets, coefficients):  # type: ignore[no-untyped-def]
-        found = self.logps(hidden, weight, targets)
+        found = self.logps(hidden, weight, targets)[0]
         return (found * coefficients).sum(), found
 
 
@@ -34,18 +35,7 @@ class Plain(nn.Cell):
 
     def construct(self, hidden, weight, targets):  # type: ignore[no-untyped-def]
         logits = ops.matmul(hidden, weight.T).astype(ms.float32)
-        return ops.gather_elements(ops.log_softmax(logits, -1), 1, targets.expand_dims(-1)).squeeze(-1)
-
-
-class Sharded(nn.Cell):
-    """ShardedTokenLogps without its mean logits."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.both = ShardedTokenLogps(1, 1)
-
-    def construct(self, hidden, weight, targets):  # type: ignore[no-untyped-def]
-        return self.both(hidden, weight, targets)[0]
+        return (ops.gather_elements(ops.log_softmax(logits, -1), 1, targets.expand_dims(-1)).squeeze(-1),)
 
 
 def inputs() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -92,8 +82,8 @@ def test_token_logps(chunk: int) -> None:
     assert not found[1][::3].any()
 
 
-@pytest.mark.parametrize("kind", [Plain, Sharded])
-def test_other_ways_to_the_same_numbers(kind: type[nn.Cell]) -> None:
+@pytest.mark.parametrize("kind", [Plain, lambda: ShardedTokenLogps(1, 1)], ids=["plain", "sharded"])
+def test_other_ways_to_the_same_numbers(kind: Callable[[], nn.Cell]) -> None:
     for other, own, theirs in zip(computed(kind()), computed(TokenLogps(20)), expected()):
         assert_close(other, theirs)
         assert_close(other, own)
@@ -107,16 +97,20 @@ def test_token_logps_in_16_bits() -> None:
 
 @pytest.mark.parametrize("explicit", [True, False])
 def test_scored_tokens_of_rows(explicit: bool) -> None:
-    """Each column is gathered from its own row; the logits' mean comes along."""
+    """Each column is gathered from its own row; the logits' mean comes along, and where asked for log sum p^2."""
     generator = np.random.default_rng(5)
     hidden, weight = generator.normal(size=(3, 10, H)), generator.normal(size=(V, H))
     predict_from, targets = generator.integers(0, 10, (3, 7)), generator.integers(0, V, (3, 7))
     arguments = [hidden.astype("f4"), weight.astype("f4"), predict_from.astype("i4"), targets.astype("i4")]
-    logps, means = ScoreTokens(explicit, chunk=8)(*map(Tensor, arguments))
+    logps, means, none = ScoreTokens(explicit, chunk=8)(*map(Tensor, arguments))
+    squares = ScoreTokens(explicit, chunk=8, squares=True)(*map(Tensor, arguments))[2]
     logits = np.take_along_axis(hidden, predict_from[..., None], 1) @ weight.T
     theirs = np.take_along_axis(logits - np.log(np.exp(logits).sum(-1, keepdims=True)), targets[..., None], -1)
     assert_close(logps.asnumpy(), theirs[..., 0])
     assert_close(means.asnumpy(), logits.mean(-1))
+    probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    assert_close(squares.asnumpy(), np.log(np.square(probabilities).sum(-1)))
+    assert not none.asnumpy().any()
 
 
 class Scored(nn.Cell):
@@ -127,7 +121,7 @@ class Scored(nn.Cell):
         self.score, self.sum = ScoreTokens(explicit), SumSequences(rows_per_unit=1, pairs_per_unit=2)
 
     def construct(self, hidden, weight, predict_from, targets, sequence_index):  # type: ignore[no-untyped-def]
-        logps, _ = self.score(hidden, weight, predict_from, targets)
+        logps, _, _ = self.score(hidden, weight, predict_from, targets)
         return (self.sum(logps, sequence_index) * Tensor([1.0, -2.0, 0.5, 3.0])).sum()
 
 

@@ -6,12 +6,11 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn, ops
-from toy import LENGTH, Backbone, batch, head, pairs, units
+from toy import batch, cell_of, pairs
 
-from mindrlhf.cells.preference import PreferenceCell
 from mindrlhf.cells.train_step import TrainStep
 from mindrlhf.config.schema import Optimizer
-from mindrlhf.losses import bind
+from mindrlhf.losses import bind_all, objective
 from mindrlhf.trainers.optimizer import build_optimizer
 
 STEPS = 3
@@ -23,8 +22,7 @@ pytestmark = pytest.mark.usefixtures("cpu")
 
 def run(passes: int) -> tuple[dict[str, np.ndarray], list[float], list[np.ndarray]]:
     """Three steps of four pairs in so many passes: parameters at the end, and every step's norm and sums."""
-    bound = bind("sigmoid", beta=0.5)
-    cell = PreferenceCell(Backbone(), head(), bound.function, per_token=False, beta=0.5, seq_length=LENGTH, **units())
+    cell = cell_of(objective(bind_all([{"type": "sigmoid", "beta": 0.5}])))
     optimizer = build_optimizer(cell, Optimizer(learning_rate=0.01), np.full(STEPS, 0.01))
     step = TrainStep(cell, optimizer, max_grad_norm=0.5, passes=passes, reduce_over=1).set_train()
     norms, sums = [], []
@@ -64,7 +62,7 @@ class Linear(nn.Cell):
 
     def construct(self, x, y):  # type: ignore[no-untyped-def]
         loss = (self.a * x).sum() + self.b * y
-        return loss, ops.stop_gradient(loss).reshape(1), loss
+        return loss, ops.stop_gradient(loss).reshape(1), loss, loss
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,11 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
+from mindrlhf.cells.preference import PreferenceCell
+from mindrlhf.cells.scoring import ScoreSequences
 from mindrlhf.data.records import Pair
 from mindrlhf.data.rows import COLLATIONS, padded
+from mindrlhf.losses import Objective
 
 VOCABULARY, WIDTH, LENGTH = 13, 6, 16
 NAMES = ("tok_embeddings.weight", "norm.weight", "wq.bias", "lm_head.weight")
@@ -77,6 +80,7 @@ def packed(pair: Pair, num_pairs: float, num_chosen_tokens: float) -> tuple[Tens
     sequence_index = np.full((1, LENGTH), 2, np.int32)
     prompt = len(pair.prompt_ids)
     input_ids[0, :prompt], position_ids[0, :prompt], segment_ids[0, :prompt] = pair.prompt_ids, np.arange(prompt), 1
+    in_shared = np.zeros((1, LENGTH), np.float32)
     start, scored = prompt, 0
     for branch, answer in enumerate((pair.chosen_ids, pair.rejected_ids)):
         stop, behind = start + len(answer), scored + len(answer)
@@ -86,10 +90,18 @@ def packed(pair: Pair, num_pairs: float, num_chosen_tokens: float) -> tuple[Tens
         predict_from[0, scored:behind] = [prompt - 1, *range(start, stop - 1)]
         targets[0, scored:behind] = answer
         sequence_index[0, scored:behind] = branch
+        in_shared[0, scored : scored + min(len(pair.chosen_ids), len(pair.rejected_ids))] = 1.0
         start, scored = stop, behind
-    rest = batch([pair], num_pairs, num_chosen_tokens)[6:]
-    fields = (input_ids, position_ids, segment_ids, predict_from, targets, sequence_index)
+    rest = batch([pair], num_pairs, num_chosen_tokens)[7:]
+    fields = (input_ids, position_ids, segment_ids, predict_from, targets, sequence_index, in_shared)
     return (*map(Tensor, fields), *rest)
+
+
+def cell_of(objective: Objective, explicit: bool = True, dp: int = 1, mp: int = 1, **rows: int) -> PreferenceCell:
+    """The preference cell on the toy; `rows`: rows_per_unit, pairs_per_unit."""
+    needs = {"shared": objective.needs_shared, "squares": objective.needs_squares}
+    score = ScoreSequences(Backbone(), head(), LENGTH, explicit_reduction=explicit, **{**units(), **rows}, **needs)
+    return PreferenceCell(score, objective, explicit, dp, mp)
 
 
 def units() -> dict[str, int]:

@@ -32,8 +32,20 @@ DEFAULTS = {
         "loss": "sigmoid",
         "beta": None,
         "label_smoothing": None,
+        "simpo_gamma": None,
+        "cpo_alpha": None,
+        "discopop_tau": None,
+        "ld_alpha": None,
+        "use_weighting": False,
+        "f_divergence_type": "reverse_kl",
+        "f_alpha_divergence_coef": 0.5,
         "reference": "record",
+        "reference_free": False,
+        "reference_checkpoint": None,
         "other_reference": "refuse",
+        "sync_ref_model": False,
+        "ref_model_sync_steps": 512,
+        "ref_model_mixup_alpha": 0.6,
     },
     "train": {
         "epochs": 1,
@@ -45,6 +57,10 @@ DEFAULTS = {
         "eval_steps": None,
         "save_steps": None,
         "save_total_limit": 2,
+        "metric_for_best_model": None,
+        "greater_is_better": None,
+        "early_stopping_patience": None,
+        "early_stopping_threshold": 0.0,
         "resume": False,
     },
     "optimizer": {"type": "adamw", "learning_rate": 5.0e-6, "betas": [0.9, 0.999], "eps": 1.0e-8, "weight_decay": 0.0},
@@ -64,21 +80,32 @@ DEFAULTS = {
 COUNTS = [
     *("train.epochs", "train.global_batch_pairs", "train.logging_steps", "train.save_total_limit"),
     *("parallel.model_parallel", "parallel.pipeline_stage", "parallel.micro_batch_num", "generation.max_new_tokens"),
+    "rlhf.ref_model_sync_steps",
 ]
-COUNTS_OR_NULL = ["train.steps", "train.micro_batch_pairs", "train.eval_steps", "train.save_steps"]
+COUNTS_OR_NULL = [
+    *("train.steps", "train.micro_batch_pairs", "train.eval_steps", "train.save_steps"),
+    "train.early_stopping_patience",
+]
 POSITIVE = ["train.max_grad_norm", "optimizer.learning_rate", "optimizer.eps", "generation.temperature"]
-YES_NO = ["data.shuffle", "train.resume", "parallel.optimizer_shard", "parallel.vocab_emb_dp", "generation.do_sample"]
-TEXTS = ["output_dir", "model.family", "rlhf.loss"]
-PATHS = ["model.load_checkpoint", "tokenizer.path", "data.train", "data.eval"]
+POSITIVE_OR_NULL = ["rlhf.beta", "rlhf.discopop_tau"]
+NOT_NEGATIVE_OR_NULL = ["rlhf.simpo_gamma", "rlhf.cpo_alpha"]
+ABOVE_0_TO_1 = ["generation.top_p", "rlhf.ref_model_mixup_alpha"]
+YES_NO = [
+    *("data.shuffle", "train.resume", "parallel.optimizer_shard", "parallel.vocab_emb_dp", "generation.do_sample"),
+    *("rlhf.use_weighting", "rlhf.reference_free", "rlhf.sync_ref_model"),
+]
+TEXTS = ["output_dir", "model.family", "tokenizer.chat_template"]
+PATHS = ["model.load_checkpoint", "tokenizer.path", "data.train", "data.eval", "rlhf.reference_checkpoint"]
+TEXTS_OR_NULL = [*PATHS, "train.metric_for_best_model"]
 CHOICES = {
     "run_mode": ["train", "eval", "predict"],
     "device.target": ["auto", "CPU", "Ascend"],
-    "tokenizer.chat_template": ["auto"],
     "model.dtype": ["auto", "float32", "float16", "bfloat16"],
     "data.layout": ["padded"],
     "data.overlong": ["drop", "truncate_prompt_left", "truncate_end"],
     "rlhf.algorithm": ["dpo"],
-    "rlhf.reference": ["record", "none"],
+    "rlhf.reference": ["record", "online", "none"],
+    "rlhf.f_divergence_type": ["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"],
     "rlhf.other_reference": ["refuse", "accept"],
     "optimizer.type": ["adamw"],
     "lr_schedule.type": ["constant", "linear", "cosine"],
@@ -95,16 +122,22 @@ WRONG = {
     "generation.top_k": [*NOT_WHOLE, None, -1],
     "parallel.data_parallel": ["abc", "1", 1.5, True, None, 0],
     **{key: [*NOT_NUMBER, None, 0, -1.0] for key in POSITIVE},
-    "rlhf.beta": [*NOT_NUMBER, 0, -0.1],
+    **{key: [*NOT_NUMBER, 0, -0.1] for key in POSITIVE_OR_NULL},
+    **{key: [*NOT_NUMBER, -0.1] for key in NOT_NEGATIVE_OR_NULL},
+    "rlhf.ld_alpha": [*NOT_NUMBER, -0.1, 1.1],
+    "rlhf.f_alpha_divergence_coef": [*NOT_NUMBER, None, 1, 1.0],
+    "train.early_stopping_threshold": [*NOT_NUMBER, None, -0.1],
+    "train.greater_is_better": ["true", 1, 0, []],
+    "rlhf.loss": ["", " ", None, 1, True, [], {}, {"type": "sigmoid"}],
     "rlhf.label_smoothing": [*NOT_NUMBER, -0.1, 0.5],
     "data.max_rejected": [*NOT_NUMBER, None, -0.1, 1.1],
     "lr_schedule.warmup_ratio": [*NOT_NUMBER, None, -0.1, 1.1],
     "optimizer.weight_decay": [*NOT_NUMBER, None, -0.1],
-    "generation.top_p": [*NOT_NUMBER, None, 0, 1.1],
+    **{key: [*NOT_NUMBER, None, 0, 1.1] for key in ABOVE_0_TO_1},
     "optimizer.betas": [0.9, [0.9], [0.9, 1.0], [-0.1, 0.9], [0.9, 0.99, 0.999], ["a", 0.9], None, "0.9, 0.99"],
     **{key: ["true", 1, 0, None, []] for key in YES_NO},
     **{key: [*NOT_TEXT, None] for key in TEXTS},
-    **dict.fromkeys(PATHS, NOT_TEXT),
+    **dict.fromkeys(TEXTS_OR_NULL, NOT_TEXT),
     **{key: [choices[0] + "x", 1, None, [choices[0]]] for key, choices in CHOICES.items()},
     "model.config": ["abc", 1, [], {1: 2}, {"a": {1: 2}}, {"a": {1, 2}}],
     "lora": [{"rank": 8}, "null", 0, False],
@@ -160,10 +193,13 @@ def test_a_wrong_value_is_refused_by_name(key, value):
     ("key", "value"),
     [
         *((key, 3) for key in [*COUNTS, *COUNTS_OR_NULL]),
-        *((key, None) for key in [*COUNTS_OR_NULL, *PATHS, "data.seq_len", "rlhf.beta", "rlhf.label_smoothing"]),
-        *((key, 0.5) for key in POSITIVE),
+        *((key, None) for key in [*COUNTS_OR_NULL, *TEXTS_OR_NULL, *POSITIVE_OR_NULL, *NOT_NEGATIVE_OR_NULL]),
+        *((key, None) for key in ("data.seq_len", "rlhf.label_smoothing", "rlhf.ld_alpha", "train.greater_is_better")),
+        *((key, 0.5) for key in [*POSITIVE, *POSITIVE_OR_NULL, *NOT_NEGATIVE_OR_NULL, *ABOVE_0_TO_1]),
+        *((key, 0.0) for key in [*NOT_NEGATIVE_OR_NULL, "rlhf.ld_alpha", "train.early_stopping_threshold"]),
+        *((key, 1.0) for key in [*ABOVE_0_TO_1, "rlhf.ld_alpha"]),
         *((key, value) for key in YES_NO for value in (True, False)),
-        *((key, "some text") for key in [*TEXTS, *PATHS]),
+        *((key, "some text") for key in [*TEXTS, *TEXTS_OR_NULL, "rlhf.loss"]),
         *((key, choice) for key, choices in CHOICES.items() for choice in choices),
         ("seed", LARGEST_SEED),
         ("parallel.data_parallel", 4),
@@ -171,7 +207,8 @@ def test_a_wrong_value_is_refused_by_name(key, value):
         ("data.max_rejected", 0.0),
         ("data.max_rejected", 1.0),
         ("rlhf.label_smoothing", 0.0),
-        ("generation.top_p", 1.0),
+        ("rlhf.f_alpha_divergence_coef", -2.0),
+        ("train.greater_is_better", False),
         ("model.config", {"a": {"b": [1, 2.0, "c", None, True]}}),
     ],
 )
@@ -214,21 +251,50 @@ def test_exact_sentences():
             "run.yaml: data.layout is 'packed', which is not one of padded; this version knows no other",
         ),
         (
-            {"rlhf": {"reference": "online"}},
-            "run.yaml: rlhf.reference is 'online', which is not one of record, none; this version knows no other",
+            {"rlhf": {"reference": "x"}},
+            "run.yaml: rlhf.reference is 'x', which is not one of record, online, none; this version knows no other",
         ),
         (
             {"lora": {"rank": 8}},
             "run.yaml: lora is {'rank': 8}; LoRA is not in this version, so leave the key out",
         ),
-        (
-            {"rlhf": {"loss": ["sigmoid", "sft"]}},
-            "run.yaml: rlhf.loss is ['sigmoid', 'sft']; give the name of a loss; this version knows no list of losses",
-        ),
     ):
         with pytest.raises(UserError) as caught:
             check(tree, "run.yaml")
         assert str(caught.value) == sentence
+
+
+def test_a_list_of_losses_is_kept_as_entries():
+    given = ["sigmoid", {"type": "sft", "weight": 1, "beta": "5e-2"}]
+    kept = _read("rlhf.loss", given)
+    assert kept == ({"type": "sigmoid"}, {"type": "sft", "weight": 1.0, "beta": 0.05})
+    assert _read("rlhf.loss", kept) == kept
+
+
+def test_a_list_of_losses_survives_json():
+    config = build(check({"rlhf": {"loss": [{"type": "sigmoid"}, {"type": "sft", "weight": 0.1}]}}, "run.yaml"))
+    plain = json.loads(json.dumps(to_dict(config)))
+    assert plain == to_dict(config)
+    assert build(check(plain, "run.yaml")) == config
+
+
+@pytest.mark.parametrize(
+    ("losses", "sentence"),
+    [
+        (["sigmoid", 5], "entry 2 is 5; give a mapping such as {type: sft, weight: 0.1}"),
+        ([""], "entry 1 has the type ''; give the name of a loss, such as {type: sft, weight: 0.1}"),
+        ([{"weight": 1}], "entry 1 has no type; give the name of a loss, such as {type: sft, weight: 0.1}"),
+        ([{"type": 1}], "entry 1 has the type 1; give the name of a loss, such as {type: sft, weight: 0.1}"),
+        (["sft", {"type": "ipo", "weight": "x"}], "entry 2 (ipo): weight is 'x'; give a number"),
+        ([{"type": "ipo", "beta": None}], "entry 1 (ipo): beta is null; give a number"),
+        ([{"type": "ipo", "beta": True}], "entry 1 (ipo): beta is true; give a number"),
+        ([{"type": "ipo", 1: 2}], "entry 1 (ipo): 1 is not the name of a parameter; write it as text"),
+    ],
+)
+def test_a_wrong_entry_of_a_list_of_losses_is_named(losses, sentence):
+    with pytest.raises(UserError) as caught:
+        check({"rlhf": {"loss": losses}}, "run.yaml")
+    assert str(caught.value) == f"run.yaml: rlhf.loss, {sentence}"
 
 
 @pytest.mark.parametrize(

@@ -1,117 +1,70 @@
-"""Figures computed by PyTorch 2.13 and TRL 1.16 in float32: log-probs of some answers, and losses of them.
+"""Figures computed by PyTorch 2.13 and TRL 1.16 in float32, of log-probs of some answers: golden_losses.json.
 
-Each case: `given`, six (B,) vectors; `terms`, by name in VARIANTS, the loss of each pair; `gradients`, by name, the
-derivatives of each pair's loss by its chosen and its rejected log-prob.
+`make_golden_losses.py` says how they lie there.
 """
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import Any
 
-# name -> (loss, parameters)
-VARIANTS: dict[str, tuple[str, dict[str, float]]] = {
-    "sigmoid": ("sigmoid", {}),
-    "sigmoid_beta0.5": ("sigmoid", {"beta": 0.5}),
-    "cdpo_ls0.1": ("sigmoid", {"label_smoothing": 0.1}),
-    "robust_ls0.1": ("robust", {"label_smoothing": 0.1}),
-    "hinge": ("hinge", {}),
-    "ipo": ("ipo", {}),
-    "sigmoid_norm": ("sigmoid_norm", {}),
+
+@dataclass(frozen=True)
+class Variant:
+    """A list of losses with settings of `objective`, and who computed the figures beside plain PyTorch."""
+
+    losses: list[dict[str, Any]]
+    settings: dict[str, Any] = field(default_factory=dict)
+    source: str = "TRL 1.16 DPOTrainer"
+
+
+def one(name: str, source: str = "TRL 1.16 DPOTrainer", **parameters: float) -> Variant:
+    return Variant([{"type": name, **parameters}], {}, source)
+
+
+def sigmoid_with(**settings: Any) -> Variant:
+    return Variant([{"type": "sigmoid"}], settings)
+
+
+CPO, ORPO = "TRL 1.16 CPOTrainer", "PyTorch; TRL 1.16 ORPOTrainer scores the prompt too"
+VARIANTS: dict[str, Variant] = {
+    "sigmoid": one("sigmoid"),
+    "sigmoid_beta0.5": one("sigmoid", beta=0.5),
+    "sft": one("sft"),
+    "rpo_alpha1.0": Variant([{"type": "sigmoid"}, {"type": "sft"}]),
+    "rpo_alpha0.1": Variant([{"type": "sigmoid"}, {"type": "sft", "weight": 0.1}]),
+    "cdpo_ls0.1": one("cdpo", "TRL 0.24 dpo_loss"),
+    "robust_ls0.1": one("robust"),
+    "hinge": one("hinge"),
+    "ipo": one("ipo"),
+    "exo_pair_ls1e-3": one("exo_pair"),
+    "nca_pair": one("nca_pair"),
+    "bco_pair": one("bco_pair"),
+    "sppo_hard": one("sppo_hard"),
+    "aot": one("aot"),
+    "aot_ls0.1": one("aot", label_smoothing=0.1),
+    "aot_unpaired": one("aot_unpaired"),
+    "apo_zero": one("apo_zero"),
+    "apo_down": one("apo_down"),
+    "discopop": one("discopop"),
+    "sigmoid_norm": one("sigmoid_norm"),
+    "wpo_sigmoid": sigmoid_with(use_weighting=True),
+    "ld_dpo_alpha0.5": sigmoid_with(ld_alpha=0.5),
+    "fdpo_forward_kl": sigmoid_with(f_divergence_type="forward_kl"),
+    "fdpo_js": sigmoid_with(f_divergence_type="js_divergence"),
+    "fdpo_alpha0.5": sigmoid_with(f_divergence_type="alpha_divergence", f_alpha_divergence_coef=0.5),
+    "kto_pair": one("kto_pair", "TRL 0.8.6 dpo_loss"),
+    "simpo_b2_g1": one("simpo", CPO),
+    "simpo_b0.1_g0.5": one("simpo", CPO, beta=0.1, simpo_gamma=0.5),
+    "cpo_b0.1_a1": one("cpo", CPO),
+    "orpo_b0.1_respnll": one("orpo", ORPO),
 }
 
-# Token mean over all chosen answers of the case `model`.
-SFT_OF_MODEL = 7.869075775146484
 
-CASES: dict[str, dict[str, Any]] = {
-    "moderate": {
-        "given": {
-            "chosen_logps": [-19.354027, -20.349041, -18.07758, -7.6475024],
-            "rejected_logps": [-12.365644, -26.270191, -25.164648, -28.892506],
-            "ref_chosen_logps": [-24.767475, -21.756987, -20.769045, -8.7375345],
-            "ref_rejected_logps": [-13.501055, -29.52565, -33.7932, -31.781622],
-            "chosen_counts": [12.0, 13.0, 14.0, 6.0],
-            "rejected_counts": [6.0, 13.0, 24.0, 18.0],
-        },
-        "terms": {
-            "sigmoid": [0.5019499, 0.7897834, 1.0334306, 0.7871418],
-            "sigmoid_beta0.5": [0.11133591, 1.2581015, 3.0186458, 1.2408283],
-            "cdpo_ls0.1": [0.54473025, 0.77130824, 0.9740597, 0.769151],
-            "robust_ls0.1": [0.4484744, 0.81287736, 1.1076441, 0.8096303],
-            "hinge": [0.5721962, 1.1847513, 1.5937088, 1.1799084],
-            "ipo": [22.449728, 26.441362, 26.700735, 24.788794],
-            "sigmoid_norm": [0.68013865, 0.7002782, 0.70154595, 0.6920895],
-        },
-        "gradients": {
-            "sigmoid": (
-                [-0.03946509, -0.05460569, -0.06442157, -0.05448562],
-                [0.03946509, 0.05460569, 0.06442157, 0.05448562],
-            ),
-            "sigmoid_beta0.5": (
-                [-0.05268091, -0.35790345, -0.47556633, -0.3554277],
-                [0.05268091, 0.35790345, 0.47556633, 0.3554277],
-            ),
-            "cdpo_ls0.1": (
-                [-0.029465085, -0.044605687, -0.05442157, -0.04448562],
-                [0.029465085, 0.044605687, 0.05442157, 0.04448562],
-            ),
-            "robust_ls0.1": (
-                [-0.051965088, -0.06710569, -0.076921575, -0.06698562],
-                [0.051965088, 0.06710569, 0.076921575, 0.06698562],
-            ),
-            "hinge": ([-0.1, -0.1, -0.1, -0.1], [0.1, 0.1, 0.1, 0.1]),
-            "ipo": ([-0.7896857, -0.79109484, -0.7381822, -1.6596116], [1.5793715, 0.79109484, 0.43060628, 0.5532038]),
-            "sigmoid_norm": (
-                [-0.0041121105, -0.0038734835, -0.0036012984, -0.008324514],
-                [0.008224221, 0.0038734835, 0.0021007576, 0.0027748381],
-            ),
-        },
-    },
-    "extreme": {
-        "given": {
-            "chosen_logps": [-91.770035, -15.983839],
-            "rejected_logps": [-28.892506, -16.310677],
-            "ref_chosen_logps": [-8.7375345, -19.002026],
-            "ref_rejected_logps": [-31.781622, -198.43404],
-            "chosen_counts": [6.0, 11.0],
-            "rejected_counts": [18.0, 10.0],
-        },
-        "terms": {
-            "sigmoid": [8.592348, 17.910517],
-            "sigmoid_beta0.5": [42.960808, 89.55258],
-            "cdpo_ls0.1": [7.733132, 16.119465],
-            "robust_ls0.1": [9.6663685, 20.14933],
-            "hinge": [9.592162, 18.910517],
-            "ipo": [360.97174, 526.14984],
-            "sigmoid_norm": [1.6203578, 1.9476557],
-        },
-        "gradients": {
-            "sigmoid": ([-0.09998145, -0.1], [0.09998145, 0.1]),
-            "sigmoid_beta0.5": ([-0.5, -0.5], [0.5, 0.5]),
-            "cdpo_ls0.1": ([-0.089981444, -0.089999996], [0.089981444, 0.089999996]),
-            "robust_ls0.1": ([-0.11248145, -0.112500004], [0.11248145, 0.112500004]),
-            "hinge": ([-0.1, -0.1], [0.1, 0.1]),
-            "ipo": ([-6.3330855, -4.1705375], [2.1110284, 4.587591]),
-            "sigmoid_norm": ([-0.013369534, -0.007794473], [0.0044565112, 0.0085739205]),
-        },
-    },
-    "model": {
-        "given": {
-            "chosen_logps": [-449.57547, -1029.4822, -949.0015, -526.73883, -119.153885, -246.79822],
-            "rejected_logps": [-450.0261, -845.45856, -949.2577, -538.99774, -302.5716, -257.2565],
-            "ref_chosen_logps": [-450.98477, -1031.4404, -952.0416, -529.86926, -119.518105, -245.57104],
-            "ref_rejected_logps": [-448.5975, -845.1503, -948.4844, -541.20435, -302.1509, -258.8623],
-            "chosen_counts": [57.0, 130.0, 121.0, 68.0, 15.0, 31.0],
-            "rejected_counts": [57.0, 107.0, 121.0, 68.0, 39.0, 31.0],
-        },
-        "terms": {
-            "sigmoid": [0.5612861, 0.5862307, 0.520545, 0.64802223, 0.65467185, 0.84479487],
-            "sigmoid_beta0.5": [0.21669808, 0.27913696, 0.13851656, 0.48862693, 0.5160511, 1.6336658],
-            "cdpo_ls0.1": [0.589665, 0.6088955, 0.55867916, 0.65726054, 0.6625209, 0.8164651],
-            "robust_ls0.1": [0.52581245, 0.5578997, 0.4728773, 0.6364743, 0.64486057, 0.88020706],
-            "hinge": [0.71621096, 0.773352, 0.6186584, 0.9076172, 0.92150956, 1.2832978],
-            "ipo": [24.504604, 24.820879, 24.685837, 24.864328, 24.650549, 25.922215],
-            "sigmoid_norm": [0.6906609, 0.6922504, 0.6915726, 0.6924681, 0.69139534, 0.69772696],
-        },
-        "gradients": {},
-    },
-}
+@cache
+def cases() -> dict[str, dict[str, Any]]:
+    """By name: two of given log-probs, ordinary and extreme ones, and one of each small model."""
+    return json.loads(Path(__file__).with_name("golden_losses.json").read_text(encoding="utf-8"))

@@ -40,7 +40,7 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 
 
 def points(figure: Figure) -> dict[str, list[tuple[float, float]]]:
-    lines = [line for axis in figure.axes for line in axis.lines]
+    lines = [line for axis in figure.axes for line in axis.lines if not str(line.get_label()).startswith("_")]
     return {str(line.get_label()): list(zip(line.get_xdata(), line.get_ydata())) for line in lines}  # type: ignore[arg-type]
 
 
@@ -57,6 +57,23 @@ def test_curves_are_the_figures_of_the_rows(tmp_path: Path, figures: list[Figure
         "grad_norm": [(1, 3.0), (2, 2.0), (3, 1.0)],
     }
     assert [axis.get_title() for axis in figures[0].axes] == [name for name, _ in PANELS]
+
+
+def test_the_best_evaluation_is_marked(tmp_path: Path, figures: list[Figure]) -> None:
+    draw_curves(ROWS, tmp_path / "curves.png", best=("eval_rewards/margins", 3))
+    assert points(figures[0])["the best, step 3"] == [(3, 0.4)]
+    across = [line for axis in figures[0].axes for line in axis.lines if list(line.get_xdata()) == [3, 3]]
+    assert len(across) == sum(len(axis.lines) > 0 for axis in figures[0].axes) == 4
+    draw_curves(ROWS, tmp_path / "curves.png")
+    assert "the best, step 3" not in points(figures[1])
+
+
+def test_chosen_is_green_and_rejected_red_in_every_panel(tmp_path: Path, figures: list[Figure]) -> None:
+    names = ("rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected")
+    draw_curves([{"step": 1, **{f"{prefix}{name}": 1.0 for name in names for prefix in ("", "eval_")}}], tmp_path / "c")
+    colours = {str(line.get_label()): line.get_color() for axis in figures[0].axes for line in axis.lines}
+    assert len(colours) == 8
+    assert all(colour == ("tab:green" if "chosen" in name else "tab:red") for name, colour in colours.items())
 
 
 def test_it_is_a_picture_and_nothing_else_is_left(tmp_path: Path) -> None:

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
+from mindrlhf.config.load import load_config
 from mindrlhf.config.schema import Config, build
-from mindrlhf.losses import bind
 from mindrlhf.runtime.errors import UserError
 from mindrlhf.trainers import provenance
-from mindrlhf.trainers.registry import LossSettings
+from mindrlhf.trainers.registry import LossSettings, loss_settings
 
-SIGMOID, SFT = LossSettings(bind("sigmoid"), "record"), LossSettings(bind("sft"), "record")
+SIGMOID, SFT = (loss_settings(load_config(None, [f"rlhf.loss={name}"])) for name in ("sigmoid", "sft"))
 
 
 @dataclass

@@ -10,11 +10,9 @@ import pytest
 
 from mindrlhf.cells.preference import PreferenceCell
 from mindrlhf.config.load import load_config
-from mindrlhf.losses import bind
 from mindrlhf.models import BuildOptions, families, get_family
 from mindrlhf.runtime.errors import UserError
 from mindrlhf.trainers.registry import (
-    LossSettings,
     arch_name,
     build_preference_cell,
     family_of_arch,
@@ -32,7 +30,8 @@ SHAPES = {
     "num_attention_heads": 2,
 }
 # Summed log-probs of two pairs, those of the reference, and tokens; x_c - x_r is 4 and -6, per token 0.75 and -2.
-VECTORS = [np.array(row, np.float32) for row in ([-8, -9], [-20, -5], [-9, -7], [-17, -9], [4, 2], [6, 4])]
+PAIR_VECTORS = [[[-8, -20], [-9, -5]], [[-9, -17], [-7, -9]], [[4, 6], [2, 4]], [[0, 0], [0, 0]]]
+LOGPS, REFERENCE, COUNTS, SQUARES = (np.array(rows, np.float32) for rows in PAIR_VECTORS)
 
 
 def model_config(family: str) -> dict[str, Any]:
@@ -50,8 +49,10 @@ def network(arch: str, **more: Any) -> Any:
     )
 
 
-def terms(cell: Any) -> list[float]:
-    return cell.loss(*map(ms.Tensor, VECTORS)).asnumpy().tolist()
+def terms(cell: Any) -> list[list[float]]:
+    """Of each pair what is divided by the pairs, and what is divided by the chosen tokens."""
+    vectors = (LOGPS, LOGPS, REFERENCE, COUNTS, SQUARES, np.ones(2, np.float32))
+    return [part.asnumpy().tolist() for part in cell.terms(*map(ms.Tensor, vectors))]
 
 
 def test_every_family_has_a_name() -> None:
@@ -70,28 +71,34 @@ def test_build_network(arch: str, family: str, cpu: object) -> None:
 
 def test_our_names_mean_dpo(cpu: object) -> None:
     cell = network("Qwen2DPO")
-    assert (cell.beta, cell.per_token) == (0.1, False)
-    np.testing.assert_allclose(terms(cell), np.log1p(np.exp([-0.4, 0.6])), rtol=1e-5)
+    assert cell.beta == 0.1
+    np.testing.assert_allclose(terms(cell), [np.log1p(np.exp([-0.4, 0.6])), [0, 0]], rtol=1e-5)
 
 
 @pytest.mark.parametrize("arch", sorted(HISTORICAL))
 def test_historical_names_mean_the_length_normalised_loss(arch: str, cpu: object) -> None:
     cell = network(arch)
-    assert (cell.beta, cell.per_token) == (1.0, False)
-    np.testing.assert_allclose(terms(cell), np.log1p(np.exp([-0.75, 2.0])), rtol=1e-5)
+    assert cell.beta == 1.0
+    np.testing.assert_allclose(terms(cell), [np.log1p(np.exp([-0.75, 2.0])), [0, 0]], rtol=1e-5)
 
 
 def test_the_config_names_the_loss(cpu: object) -> None:
     cell = network("LlamaDPO", rlhf={"loss": "sft"})
-    assert cell.per_token
-    assert terms(cell) == [8.0, 9.0]
+    assert terms(cell) == [[0.0, 0.0], [8.0, 9.0]]
+
+
+def test_the_config_names_several_losses(cpu: object) -> None:
+    losses = [{"type": "hinge", "weight": 2.0}, {"type": "sft", "weight": 0.5}]
+    cell = network("LlamaDPO", rlhf={"loss": losses, "beta": 0.1})
+    np.testing.assert_allclose(terms(cell), [[1.2, 3.2], [4.0, 4.5]], rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", sorted(families()))
 def test_our_own_build(name: str, cpu: object) -> None:
-    cell = build_preference_cell(get_family(name), model_config(name), LossSettings(bind("hinge"), "record"), True)
+    loss = loss_settings(load_config(None, ["rlhf.loss=hinge"]))
+    cell = build_preference_cell(get_family(name), model_config(name), loss, True)
     assert type(cell).__name__ == arch_name(get_family(name))
-    np.testing.assert_allclose(terms(cell), [0.6, 1.6], rtol=1e-6)
+    np.testing.assert_allclose(terms(cell), [[0.6, 1.6], [0, 0]], rtol=1e-6)
 
 
 def test_other_names_of_a_family() -> None:
@@ -101,18 +108,22 @@ def test_other_names_of_a_family() -> None:
 
 def test_a_run_may_go_by_a_historical_name(capsys: pytest.CaptureFixture[str]) -> None:
     settings = loss_settings(load_config(None, ["model.family=Qwen2_5_7BDPO"]))
-    assert (settings.name, settings.loss.beta) == ("sigmoid_norm", 1.0)
+    assert (settings.objective.name, settings.objective.beta) == ("sigmoid_norm", 1.0)
     assert "Qwen2_5_7BDPO: the length-normalised loss sigmoid_norm with beta 1.0" in capsys.readouterr().out
     asked = loss_settings(load_config(None, ["model.family=Qwen7BDPO", "rlhf.loss=ipo", "rlhf.beta=0.5"]))
-    assert (asked.name, asked.loss.beta) == ("ipo", 0.5)
+    assert (asked.objective.name, asked.objective.beta) == ("ipo", 0.5)
 
 
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
         (["rlhf.loss=sigmod"], "did you mean 'sigmoid'"),
-        (["rlhf.loss=ipo", "rlhf.label_smoothing=0.1"], "the loss ipo has no label_smoothing"),
+        (["rlhf.loss=ipo", "rlhf.label_smoothing=0.1"], "label_smoothing is 0.1, and ipo has no such parameter"),
         (["rlhf.reference=none"], "rlhf.reference is none, and rlhf.loss=sigmoid needs a reference"),
+        (["rlhf.sync_ref_model=true"], "rlhf.sync_ref_model is set, which needs rlhf.reference=online"),
+        (["rlhf.reference_checkpoint=x"], "rlhf.reference_checkpoint is set, which needs rlhf.reference=online"),
+        (["rlhf.loss=simpo", "rlhf.ld_alpha=0.5"], "ld_alpha"),
+        (["rlhf.loss=[{type: sigmoid}, {type: stf}]"], "did you mean 'sft'"),
     ],
 )
 def test_a_loss_that_cannot_be(overrides: list[str], sentence: str) -> None:
@@ -121,4 +132,5 @@ def test_a_loss_that_cannot_be(overrides: list[str], sentence: str) -> None:
 
 
 def test_a_loss_without_reference() -> None:
-    assert loss_settings(load_config(None, ["rlhf.loss=sft", "rlhf.reference=none"])).reference == "none"
+    for words in (["rlhf.loss=sft"], ["rlhf.loss=[simpo, sft]"], ["rlhf.reference_free=true"]):
+        assert loss_settings(load_config(None, [*words, "rlhf.reference=none"])).reference == "none"

@@ -1,0 +1,81 @@
+"""Every variant against figures of PyTorch: values of each pair and of the batch, gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from golden_losses import VARIANTS, Variant, cases
+from run_losses import Given, both_terms, pairs_of, slopes_of
+
+from mindrlhf.losses import Objective, bind_all, loss_names, objective
+
+CASES = [(case, variant) for case, figures in cases().items() for variant in figures["loss"]]
+# -x is up to 83 there, and counts as 80 at most.
+CLAMPED = ("extreme", "fdpo_forward_kl")
+# Sums of 130 tokens in another order than PyTorch's, which 1/2 of LD-DPO then differ from.
+ROUNDED = "ld_dpo_alpha0.5"
+
+
+def built(variant: Variant) -> Objective:
+    return objective(bind_all(variant.losses), **variant.settings)
+
+
+def given_of(case: str) -> Given:
+    return pairs_of(**cases()[case]["given"])
+
+
+def of_a_pair(variant: str, given: Given) -> np.ndarray:
+    """The terms as PyTorch's have them: a mean over tokens is added to each, batch losses stand in their order."""
+    by_pairs, by_tokens = both_terms(built(VARIANTS[variant]), given)
+    terms = by_pairs + by_tokens.sum(dtype=np.float64) / given["chosen_counts"].sum()
+    if variant.startswith("aot_unpaired"):
+        return terms[np.argsort(given["chosen_logps"] - given["ref_chosen_logps"])]
+    if variant.startswith("aot"):
+        return terms[np.argsort(given["chosen_logps"] - given["rejected_logps"])]
+    return terms
+
+
+def of_torch(variant: str, figures: dict[str, Any]) -> np.ndarray:
+    terms = np.asarray(figures["terms"].get(variant, figures["loss"][variant]))
+    return terms.reshape(2, -1).mean(0) if variant == "kto_pair" else terms
+
+
+def test_every_loss_has_figures_of_torch() -> None:
+    assert {entry["type"] for variant in VARIANTS.values() for entry in variant.losses} == set(loss_names())
+    assert all(set(figures["loss"]) >= set(VARIANTS) - {"wpo_sigmoid"} for figures in cases().values())
+
+
+@pytest.mark.parametrize(("case", "variant"), CASES)
+def test_terms_of_torch(case: str, variant: str, mode: str) -> None:
+    given, figures = given_of(case), cases()[case]
+    found, expected = of_a_pair(variant, given), of_torch(variant, figures)
+    if (case, variant) == CLAMPED:
+        over = given["ref_chosen_logps"] - given["chosen_logps"] > 80
+        assert over.sum() == 1
+        assert np.isfinite(found).all()
+        found, expected = found[~over], expected[~over]
+    else:
+        assert found.mean(dtype=np.float64) == pytest.approx(figures["loss"][variant], rel=1e-6)
+    atol = 1e-5 if case.startswith("micro") and variant == ROUNDED else 0.0
+    np.testing.assert_allclose(found, np.broadcast_to(expected, found.shape), rtol=1e-6, atol=atol)
+
+
+@pytest.mark.parametrize(("case", "variant"), [each for each in CASES if "gradients" in cases()[each[0]]])
+def test_gradients_of_torch(case: str, variant: str, mode: str) -> None:
+    given, figures = given_of(case), cases()[case]["gradients"][variant]
+    num_pairs, num_tokens = float(len(given["mask"])), float(given["chosen_counts"].sum())
+    by_logps, by_shared = slopes_of(built(VARIANTS[variant]), given, num_pairs, num_tokens)
+    real = np.ones_like(given["mask"], bool)
+    if (case, variant) == CLAMPED:
+        real = given["ref_chosen_logps"] - given["chosen_logps"] <= 80
+        assert by_logps[~real, 0] == 0
+    for column, answer in enumerate(("chosen", "rejected")):
+        found = by_logps[:, column] + by_shared[:, column]
+        np.testing.assert_allclose(found[real], np.asarray(figures[answer])[real], rtol=1e-6, err_msg=answer)
+        if f"{answer}_last" in figures:
+            longer = given[f"{answer}_counts"] > np.minimum(given["chosen_counts"], given["rejected_counts"])
+            last = np.asarray(figures[f"{answer}_last"])
+            assert longer.any()
+            np.testing.assert_allclose(by_logps[longer, column], last[longer], rtol=1e-6)
