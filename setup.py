@@ -16,6 +16,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["mindrlhf", "mindrlhf.*"]),
+    package_data={"mindrlhf.data": ["chat_templates/*.jinja"]},
     python_requires=">=3.9,<3.12",
     install_requires=[
         "mindspore==2.9.0",

@@ -43,7 +43,7 @@ def merge(src_checkpoint: PathLike, src_strategy: PathLike, dst_checkpoint: Path
     """
     for folder in (src_checkpoint, src_strategy):
         if not Path(folder).is_dir():
-            raise UserError(f"there is no folder {folder}")
+            raise UserError(f"there is no folder {folder}; name the checkpoint_network and the strategy of one run")
     source, network = network_folder(src_checkpoint), Path(dst_checkpoint) / NETWORK
     _check_target(source, network)
     layouts = _agreed_layouts(Path(src_strategy))
@@ -110,7 +110,9 @@ def _check_ranks(ranks: list[int], world: int, what: str, folder: Path) -> None:
     """Raise where `ranks`, ascending, are not 0 to world - 1."""
     gap = next((rank for rank, present in enumerate(ranks) if rank != present), len(ranks))
     if gap < world:
-        raise IncompleteCheckpoint(f"{folder} lacks the {what} of rank {gap}: the strategy is for {world} ranks")
+        raise IncompleteCheckpoint(
+            f"{folder} lacks the {what} of rank {gap}: the strategy is for {world} ranks; copy it from its machine"
+        )
     if len(ranks) > world:
         raise UserError(
             f"{folder} holds a {what} of rank {ranks[-1]}, and the strategy is for {world} ranks: of which run is it?"
@@ -123,7 +125,7 @@ def _check_replicas(files: list[Path]) -> None:
         if not file.samefile(files[0]) and sha256_file(file) != digest:
             raise CorruptCheckpoint(
                 f"{files[0].parent.name} and {file.parent.name} of {file.parent.parent} should be copies and differ: "
-                "they are of different saves, or one is damaged"
+                "they are of different saves, or one is damaged; copy both anew"
             )
 
 

@@ -130,7 +130,7 @@ def _with_either_suffix(path: Path) -> Path:
     for suffix in SUFFIXES if path.suffix in SUFFIXES else ():
         if path.with_suffix(suffix).is_file():
             return path.with_suffix(suffix)
-    raise UserError(f"there is no checkpoint {path}: it is neither a file nor a folder")
+    raise UserError(f"there is no checkpoint {path}; give a Hugging Face folder, an output folder or a weight file")
 
 
 def _in_folder(folder: Path) -> Weights:
@@ -209,9 +209,9 @@ def _read_safetensors(file: Path) -> Iterator[tuple[str, np.ndarray]]:
                 crc = _crc(name, array, crc) if expected else 0
                 yield name, array
     except (SafetensorError, OSError) as error:
-        raise CorruptCheckpoint(f"{file} is damaged or cut short: {error}") from error
+        raise CorruptCheckpoint(f"{file} is damaged or cut short ({error}); copy it anew") from error
     if expected and str(crc) != expected:
-        raise CorruptCheckpoint(f"{file} is damaged: its checksum does not match")
+        raise CorruptCheckpoint(f"{file} is damaged: its checksum does not match; copy it anew")
 
 
 def _read_ckpt(file: Path) -> Iterator[tuple[str, np.ndarray]]:
@@ -224,7 +224,7 @@ def _read_ckpt(file: Path) -> Iterator[tuple[str, np.ndarray]]:
     try:
         parameters = mindspore.load_checkpoint(str(file), crc_check=has_crc)
     except (ValueError, TypeError, RuntimeError) as error:
-        raise CorruptCheckpoint(f"{file} is damaged or no checkpoint of MindSpore") from error
+        raise CorruptCheckpoint(f"{file} is damaged or no checkpoint of MindSpore; copy it anew") from error
     for name, value in parameters.items():
         yield name, value.asnumpy() if hasattr(value, "asnumpy") else np.asarray(value)
 
@@ -236,7 +236,7 @@ def tensor_table(file: PathLike) -> dict[str, dict[str, Any]]:
             slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118  (no mapping)
             return {name: {"dtype": view.get_dtype(), "shape": view.get_shape()} for name, view in slices.items()}
     except (SafetensorError, OSError) as error:
-        raise CorruptCheckpoint(f"{file} is damaged or cut short: {error}") from error
+        raise CorruptCheckpoint(f"{file} is damaged or cut short ({error}); copy it anew") from error
 
 
 def load_parameters(parameters: Mapping[str, Any], arrays: Arrays, source: object) -> None:

@@ -19,11 +19,15 @@ from mindrlhf.runtime.files import write_text
 def parser() -> Parser:
     """The command line."""
     flags = command("make_preference_data.py", __doc__)
-    flags.add_argument("--output_path", type=Path, required=True, help="folder to write the three files to")
-    flags.add_argument("--pairs", type=int, default=480, help="rows of train.jsonl")
-    flags.add_argument("--held_out", type=int, default=64, help="rows of held_out.jsonl")
-    flags.add_argument("--corpus", type=int, default=1500, help="rows of corpus.jsonl")
-    flags.add_argument("--seed", type=int, default=0, help="another seed, other rows")
+    output = flags.add_argument_group("output")
+    output.add_argument(
+        "--output_path", metavar="DIR", type=Path, required=True, help="folder to write the three files to"
+    )
+    rows = flags.add_argument_group("rows")
+    rows.add_argument("--pairs", metavar="N", type=int, default=480, help="rows of train.jsonl")
+    rows.add_argument("--held_out", metavar="N", type=int, default=64, help="rows of held_out.jsonl")
+    rows.add_argument("--corpus", metavar="N", type=int, default=1500, help="rows of corpus.jsonl")
+    rows.add_argument("--seed", metavar="N", type=int, default=0, help="another seed, other rows")
     return flags
 
 

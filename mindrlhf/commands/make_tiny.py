@@ -219,12 +219,16 @@ def random_weights(config: Mapping[str, Any], biases: Sequence[str], seed: int) 
 def parser() -> Parser:
     """The command line."""
     flags = command("make_tiny_model.py", __doc__)
-    flags.add_argument("--family", choices=sorted(FAMILIES), required=True, help="architecture of the model")
-    flags.add_argument("--output_path", type=Path, required=True, help="folder to write: new, empty or an earlier one")
-    flags.add_argument("--vocab_size", type=int, default=2048, help="rows of the embedding")
-    flags.add_argument("--hidden_size", type=int, default=128, help="a multiple of 64")
-    flags.add_argument("--layers", type=int, default=4, help="number of layers")
-    flags.add_argument("--seed", type=int, default=0, help="seed of the weights")
+    output = flags.add_argument_group("output")
+    output.add_argument(
+        "--output_path", metavar="DIR", type=Path, required=True, help="folder to write: new, empty or an earlier one"
+    )
+    model = flags.add_argument_group("model")
+    model.add_argument("--family", choices=sorted(FAMILIES), required=True, help="architecture of the model")
+    model.add_argument("--vocab_size", metavar="N", type=int, default=2048, help="rows of the embedding")
+    model.add_argument("--hidden_size", metavar="N", type=int, default=128, help="a multiple of 64")
+    model.add_argument("--layers", metavar="N", type=int, default=4, help="number of layers")
+    model.add_argument("--seed", metavar="N", type=int, default=0, help="seed of the weights")
     return flags
 
 

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mindrlhf import __version__
-from mindrlhf.commands.flags import OVERRIDES, Parser, boolean, command, parse
-from mindrlhf.config.load import load_config
+from mindrlhf.commands.flags import OVERRIDES, Parser, boolean, command, parse, read_config
 from mindrlhf.config.schema import Config
 from mindrlhf.data.formats import DATASET_TYPES
 from mindrlhf.runtime.errors import UserError
@@ -26,6 +25,12 @@ if TYPE_CHECKING:
 
 # Batches in a block whose rows are sorted by length, where --save_interval does not say.
 BLOCK_BATCHES = 64
+KEYS = {
+    "tokenizer": "tokenizer.path",
+    "seq_len": "data.seq_len",
+    "max_rejected": "data.max_rejected",
+    "load_checkpoint": "model.load_checkpoint",
+}
 
 
 def parser() -> Parser:
@@ -62,13 +67,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; 0, or UserError."""
     quiet()
     words, overrides = parse(parser(), argv)
-    flags = {
-        "tokenizer.path": words.tokenizer,
-        "data.seq_len": words.seq_len,
-        "data.max_rejected": words.max_rejected,
-        "model.load_checkpoint": words.load_checkpoint,
-    }
-    config = load_config(words.config, overrides, flags)
+    config = read_config(words, overrides, KEYS)
     if words.merge:
         from mindrlhf.data.merge import merge
 

@@ -30,7 +30,10 @@ SHARE = "eval_logps/accuracies_per_token"
 def parser() -> Parser:
     """The command line."""
     flags = command("quickstart.py", __doc__)
-    flags.add_argument("--output_path", default="quickstart_output", help="folder for everything it makes")
+    output = flags.add_argument_group("output")
+    output.add_argument(
+        "--output_path", metavar="DIR", default="quickstart_output", help="folder for everything it makes"
+    )
     return flags
 
 

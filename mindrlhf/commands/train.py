@@ -99,7 +99,7 @@ def _train(config: Config) -> None:
 
 def _evaluate(config: Config) -> None:
     from mindrlhf.runtime.files import replacing
-    from mindrlhf.runtime.metrics import MetricsWriter
+    from mindrlhf.runtime.metrics import MetricsWriter, finite
     from mindrlhf.trainers.dpo import DPOTrainer
     from mindrlhf.trainers.setup import setup_device
 
@@ -110,7 +110,7 @@ def _evaluate(config: Config) -> None:
     output = Path(config.output_dir)
     if device.rank == 0:
         with replacing(output / PAIRS_FILE) as temporary, temporary.open("w", encoding="utf-8") as file:
-            figures = trainer.evaluate(lambda row: print(json.dumps(row), file=file)) or {}
+            figures = trainer.evaluate(lambda row: print(json.dumps(finite(row)), file=file)) or {}
     else:
         figures = trainer.evaluate(lambda row: None) or {}
     for name, value in figures.items():

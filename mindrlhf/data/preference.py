@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +32,7 @@ def encode_pair(tokenizer: ChatTokenizer, preference: Preference) -> EncodedPair
     Where a token spans that border, the prompt ends before it. Raises `TemplateError` where the template refuses the
     conversation, or where nothing is left of the prompt, of a response, or of the difference between the two.
     """
-    encode = _encode_plain if preference.plain else _encode_chat
+    encode = _encode_plain if preference.plain else partial(_encode_chat, tools=preference.tools)
     prompt = encode(tokenizer, preference.prompt, None)
     chosen = encode(tokenizer, preference.prompt, preference.chosen)
     rejected = encode(tokenizer, preference.prompt, preference.rejected)
@@ -65,9 +67,9 @@ def fit(pair: EncodedPair, seq_len: int, policy: str) -> EncodedPair | None:
     raise ValueError(f"overlong policy {policy!r} is none of {', '.join(OVERLONG)}")
 
 
-def _encode_chat(tokenizer: ChatTokenizer, prompt: Text, answer: Text | None) -> list[int]:
+def _encode_chat(tokenizer: ChatTokenizer, prompt: Text, answer: Text | None, tools: Sequence[Any] = ()) -> list[int]:
     messages: Sequence[Message] = [*prompt, *(answer or ())]
-    return tokenizer.encode_messages(messages, add_generation_prompt=answer is None)
+    return tokenizer.encode_messages(messages, answer is None, tools)
 
 
 def _encode_plain(tokenizer: ChatTokenizer, prompt: Text, answer: Text | None) -> list[int]:

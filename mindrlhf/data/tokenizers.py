@@ -4,29 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mindrlhf.data.formats import Message
+from mindrlhf.data.builtin_templates import AUTO, Chosen, choose_template
+from mindrlhf.data.conversation import Message
 from mindrlhf.data.templates import ChatTemplate, Piece
 from mindrlhf.runtime.errors import UserError
 from mindrlhf.runtime.files import PathLike
+from mindrlhf.runtime.logging import log
 
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
 _COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
 
 
 class ChatTokenizer:
-    """A fast transformers tokenizer with its chat template.
+    """A fast transformers tokenizer with a chat template.
 
-    `path` is where it was loaded from, `files` what a copy needs. The text of a special token, inside a message or a
-    text, never becomes that token.
+    `path` is where it was loaded from, `files` what a copy needs; where `template_is_own` is false, `template` belongs
+    beside the copy as chat_template.jinja. The text of a special token, inside a message or a text, never becomes that
+    token.
     """
 
-    def __init__(self, tokenizer: Any, path: Path, files: list[Path]) -> None:
+    def __init__(self, tokenizer: Any, path: Path, files: list[Path], chosen: Chosen) -> None:
         self.path = path
         self.files = files
         self.eos_token: str | None = tokenizer.eos_token
@@ -34,21 +38,32 @@ class ChatTokenizer:
         self.pad_id: int | None = self.eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.vocab_size = len(tokenizer)
         self._tokenizer = tokenizer
-        self._template = ChatTemplate(tokenizer)
+        self._template = ChatTemplate(tokenizer, chosen)
+        self._chosen = chosen
+
+    @property
+    def template(self) -> str:
+        """Text of the chat template in use."""
+        return self._chosen.source
+
+    @property
+    def template_is_own(self) -> bool:
+        """Whether the template came with the tokenizer, and not from this package or a file that was named."""
+        return self._chosen.own
 
     @property
     def has_template(self) -> bool:
-        """Whether conversations can be encoded."""
-        return bool(self._template.source)
+        """Whether conversations are this tokenizer's: false where chatml is used because nothing says what else."""
+        return self._chosen.fits
 
-    def encode_messages(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[int]:
-        """Ids of the conversation: those of `apply_chat_template`, unless a message holds a special token's text.
+    def encode_messages(
+        self, messages: Sequence[Message], add_generation_prompt: bool, tools: Sequence[Any] = ()
+    ) -> list[int]:
+        """Ids of the conversation: those of `apply_chat_template`, unless a text holds a special token's text.
 
-        Raises `TemplateError` where the template refuses the conversation, `UserError` where there is no template.
+        Raises `TemplateError` where the template refuses the conversation.
         """
-        if not self.has_template:
-            raise UserError(f"the tokenizer {self.path} has no chat template, and the data are conversations")
-        pieces = self._template.split(messages, add_generation_prompt)
+        pieces = self._template.split(messages, add_generation_prompt, tools)
         return [token for index, piece in enumerate(pieces) for token in self._encode_piece(piece, index == 0)]
 
     def encode_text(self, text: str, add_special_tokens: bool = True) -> list[int]:
@@ -68,8 +83,8 @@ class ChatTokenizer:
 
     @cached_property
     def template_hash(self) -> str:
-        """sha256 of the chat template's text, of the empty text where there is none."""
-        return hashlib.sha256(self._template.source.encode()).hexdigest()
+        """sha256 of the text of the chat template in use."""
+        return hashlib.sha256(self.template.encode()).hexdigest()
 
     def _encode(self, text: str, literal: bool, add_special_tokens: bool) -> list[int]:
         encoding = self._tokenizer(
@@ -100,12 +115,33 @@ class ChatTokenizer:
         return {**state, "truncation": None, "padding": None}
 
 
-def load_tokenizer(path: PathLike, merges_file: PathLike | None = None) -> ChatTokenizer:
+def load_tokenizer(path: PathLike, merges_file: PathLike | None = None, chat_template: str = AUTO) -> ChatTokenizer:
     """The tokenizer of a Hugging Face folder, of a `tokenizer.json`, or of a `vocab.json` with its `merges.txt`.
 
     Template and special tokens come from `tokenizer_config.json` and `chat_template.jinja` beside the file. The merges
-    lie beside the vocabulary unless `merges_file` names them. `UserError` where something is missing or broken.
+    lie beside the vocabulary unless `merges_file` names them. `chat_template`: auto, the name of a built-in template,
+    or a path that ends in .jinja; see `choose_template`. One log line where the template is not the tokenizer's own.
+    `UserError` where something is missing or broken.
     """
+    tokenizer, given, files = _load(path, merges_file)
+    chosen = choose_template(tokenizer, chat_template)
+    if not chosen.own and multiprocessing.parent_process() is None:
+        log(_what_was_chosen(given, chosen, chat_template))
+    return ChatTokenizer(tokenizer, given, files, chosen)
+
+
+def _what_was_chosen(given: Path, chosen: Chosen, wanted: str) -> str:
+    line = f"chat template: {chosen.name}"
+    if wanted == AUTO:
+        why = "whose tokens its vocabulary has" if chosen.fits else "since nothing says what else"
+        line = f"the tokenizer {given} has no chat template; conversations take {chosen.name}, {why}"
+    if chosen.missing:
+        line += f" ({', '.join(chosen.missing)} are plain text to this tokenizer)"
+    return line
+
+
+def _load(path: PathLike, merges_file: PathLike | None) -> tuple[Any, Path, list[Path]]:
+    """The transformers tokenizer, where it is, and its files."""
     given = Path(path)
     if not given.exists():
         raise UserError(f"tokenizer {given} does not exist")
@@ -133,7 +169,7 @@ def holds_tokenizer(path: PathLike) -> bool:
     return place.is_file() or any((place / name).is_file() for name in _VOCABULARIES)
 
 
-def _from_vocabulary(given: Path, merges_file: PathLike | None) -> ChatTokenizer:
+def _from_vocabulary(given: Path, merges_file: PathLike | None) -> tuple[Any, Path, list[Path]]:
     vocabulary = given / "vocab.json" if given.is_dir() else given
     folder = vocabulary.parent
     merges = folder / "merges.txt" if merges_file is None else Path(merges_file)
@@ -147,7 +183,9 @@ def _from_vocabulary(given: Path, merges_file: PathLike | None) -> ChatTokenizer
     return _from_folder(given, folder, files, vocab_file=str(vocabulary), merges_file=str(merges), tokenizer_file=None)
 
 
-def _from_folder(given: Path, folder: Path, files: list[Path], **vocabulary: str | None) -> ChatTokenizer:
+def _from_folder(
+    given: Path, folder: Path, files: list[Path], **vocabulary: str | None
+) -> tuple[Any, Path, list[Path]]:
     names = {file.name for file in files}
     if not names & {"tokenizer.json", "tokenizer_config.json"}:
         raise UserError(f"{folder} has neither tokenizer.json nor tokenizer_config.json, so it is no tokenizer")
@@ -165,7 +203,7 @@ def _from_folder(given: Path, folder: Path, files: list[Path], **vocabulary: str
         raise UserError(f"the tokenizer {given} cannot be loaded: {cause}") from error
     if not tokenizer.is_fast:
         raise UserError(f"the tokenizer {given} has no fast form; convert it to a tokenizer.json")
-    return ChatTokenizer(tokenizer, given, files)
+    return tokenizer, given, files
 
 
 def _existing(folder: Path, *names: str) -> list[Path]:

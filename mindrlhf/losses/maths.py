@@ -6,8 +6,9 @@ import math
 
 from mindspore import Tensor, ops
 
-# e^80 = 5.5e34: such a number may still be multiplied by a gradient and a weight, and float32 ends at 3.4e38.
-LARGEST_EXPONENT = 80.0
+# e^80 = 5.5e34: such a number may still be multiplied by a gradient and a weight, and float32 ends at 3.4e38. e^-104 is
+# 0 there, and so is the gradient below, whatever it is multiplied by.
+LARGEST_EXPONENT, LEAST_EXPONENT = 80.0, -104.0
 LARGEST_ROOT = 1e18
 # No mean log-prob is finer than this: it is a difference of float32 logits. At 0 itself log(1 - p) is -inf.
 FINEST_LOGP = -1e-6
@@ -17,7 +18,7 @@ SHORT_OF_E = 3.04e-8
 
 def exp(x: Tensor) -> Tensor:
     """e^min(x, 80), good to 2e-7 on CPU, where ops.exp is good to 2e-5, and pow of the float32 e to 3e-8 |x|."""
-    x = ops.minimum(x, LARGEST_EXPONENT)
+    x = ops.maximum(ops.minimum(x, LARGEST_EXPONENT), LEAST_EXPONENT)
     return ops.pow(math.e, x) * (1 + SHORT_OF_E * x)
 
 

@@ -180,12 +180,13 @@ def _fit(parallel: ParallelSettings, target: str, world: int) -> ParallelSetting
     if target == "CPU" and parallel.semi_auto:
         for name in ("model_parallel", "optimizer_shard"):
             if getattr(parallel, name) > 1 or getattr(parallel, name) is True:
-                raise UserError(f"{name} needs Ascend: MindSpore's semi-auto parallel does not run on CPU")
+                raise UserError(f"parallel.{name} needs Ascend: MindSpore's semi-auto parallel does not run on CPU")
     inner = parallel.model_parallel * parallel.pipeline_stage
     data_parallel = parallel.data_parallel or world // inner
     if data_parallel * inner != world:
         raise UserError(
             f"parallel: data_parallel {parallel.data_parallel or 'auto'} x model_parallel {parallel.model_parallel} x "
-            f"pipeline_stage {parallel.pipeline_stage} does not make the {world} processes that run"
+            f"pipeline_stage {parallel.pipeline_stage} does not make the {world} processes that run; "
+            f"use parallel.data_parallel=auto"
         )
     return replace(parallel, data_parallel=data_parallel)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import Callable
 
 INTERRUPTED = 130  # as the shell says of Ctrl-C
+# Absent where an environment was not activated.
+PACKAGES = ("mindspore", "mindformers", "safetensors", "transformers", "tokenizers", "numpy", "tqdm", "matplotlib")
 
 
 class UserError(Exception):
@@ -39,12 +41,22 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
         if error.errno is None:
             raise
         place = error.filename2 or error.filename
-        return _say(f"{place}: {error.strerror}" if place else str(error.strerror), UserError.exit_code)
+        reason = error.strerror
+        if place and isinstance(error, (FileExistsError, NotADirectoryError)):
+            reason = "a file stands where a folder is needed; name another place"
+        return _say(f"{place}: {reason}" if place else str(reason), UserError.exit_code)
+    except ModuleNotFoundError as error:
+        if error.name not in PACKAGES:
+            raise
+        return _say(
+            f"this python has no {error.name}; activate the environment that has it, or run pip install -e .",
+            UserError.exit_code,
+        )
     except KeyboardInterrupt:
         return _say("interrupted", INTERRUPTED)
 
 
 def _say(sentence: str, code: int) -> int:
     sys.stdout.flush()
-    print(f"error: {sentence}", file=sys.stderr, flush=True)
+    print(f"error: {' '.join(sentence.splitlines())}", file=sys.stderr, flush=True)
     return code

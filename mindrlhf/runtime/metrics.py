@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,11 @@ def _parse(line: str) -> dict[str, Any] | None:
     return row if isinstance(row, dict) and "step" in row else None
 
 
+def finite(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row as JSON can hold it: None for a number that is not finite."""
+    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
+
+
 class MetricsWriter:
     """Appends rows. A run that starts anew replaces the file; one that resumes after step k drops those beyond it.
 
@@ -45,14 +51,12 @@ class MetricsWriter:
             # A row cut off by a dead run is beyond the last saved step by nature.
             kept = [row for row in map(_parse, lines) if row and row["step"] <= resumed_step]
         write_text(self.path, "".join(f"{json.dumps(row)}\n" for row in kept))
-        self.events = EventWriter(events, resumed_step) if events else None
+        self.events = EventWriter(events, kept) if events else None
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one row, unrounded; a number that is not finite is written as null."""
-        clean = {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
-        }
+        clean = finite(row)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(clean) + "\n")
         if self.events:
-            self.events.write(row["step"], {name: value for name, value in clean.items() if name != "step"})
+            self.events.write(clean)

@@ -42,7 +42,6 @@ class DPOTrainer:
         self.config = config
         self.device = device
         self.loss: LossSettings = loss_settings(config)
-        require_writable(config.output_dir)
         train = provenance.open_records(config.data.train) if config.run_mode == "train" else None
         evaluated = provenance.open_records(config.data.eval) if config.data.eval else None
         opened = [records for records in (train, evaluated) if records is not None]
@@ -63,6 +62,7 @@ class DPOTrainer:
         model_config = family.from_hf_config(self.source.hf_config, options)
         for records in opened:
             provenance.check_record(records, self.tokenizer, self.loss, model_config["vocab_size"])
+        require_writable(config.output_dir)
         layout = config.data.layout
         self.cell = build_preference_cell(family, model_config, self.loss, device.explicit_reduction, layout)
         fingerprint = load_weights(self.source, self.cell)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import random
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from mindrlhf.data.formats import DATASET_TYPES, Preference, Rejected, count_rows, dataset_type, read_rows
+from mindrlhf.data.formats import DATASET_TYPES, Preference, Rejected, dataset_type, require_dataset_type
+from mindrlhf.data.sources import Source
 from mindrlhf.runtime.errors import UserError
 
 GOOD = {"prompt": "你好", "pos_resp": "yes", "neg_resp": "no"}
@@ -30,7 +30,7 @@ def line(**changes: Any) -> bytes:
 def read(folder: Path, *lines: bytes, kind: str = "cvalues", name: str = "x.jsonl") -> list[Preference | Rejected]:
     path = folder / name
     path.write_bytes(b"\n".join(lines) + b"\n")
-    return list(read_rows(path, kind))
+    return list(Source([str(path)], kind).read())
 
 
 def read_one(folder: Path, row: Any, kind: str) -> Preference | Rejected:
@@ -38,12 +38,13 @@ def read_one(folder: Path, row: Any, kind: str) -> Preference | Rejected:
 
 
 def test_dataset_types_are_these() -> None:
-    assert list(DATASET_TYPES) == ["cvalues", "hh_rlhf_cn", "orca_dpo_pairs", "messages"]
+    expected = ["cvalues", "hh_rlhf_cn", "hh_rlhf", "orca_dpo_pairs", "alpaca", "sharegpt", "messages"]
+    assert list(DATASET_TYPES) == expected
 
 
 def test_a_name_is_registered_once() -> None:
     with pytest.raises(ValueError, match="twice"):
-        dataset_type("cvalues")(DATASET_TYPES["cvalues"])
+        dataset_type("cvalues")(DATASET_TYPES["cvalues"].read)
 
 
 def test_cvalues(tmp_path: Path) -> None:
@@ -129,11 +130,10 @@ CHAT = {"prompt": [user("q")], "chosen": [assistant("c")], "rejected": [assistan
         ({"chosen": [user("q")]}, "wrong last role"),
         ({"chosen": []}, "empty response"),
         ({"chosen": [assistant(" ")]}, "empty response"),
-        ({"prompt": [{"role": "tool", "content": "q"}]}, "unknown role"),
+        ({"prompt": [{"role": "robot", "content": "q"}]}, "unknown role"),
         ({"prompt": [{"role": None, "content": "q"}]}, "null"),
         ({"prompt": [{"content": "q"}]}, "missing field"),
         ({"prompt": ["q"]}, "wrong type"),
-        ({"prompt": "q"}, "wrong type"),
         ({"chosen": "c"}, "wrong type"),
         ({"prompt": {"role": "user"}}, "wrong type"),
         ({"rejected": [assistant("c")]}, "identical responses"),
@@ -149,109 +149,9 @@ def test_unnamed_fields_are_ignored(tmp_path: Path) -> None:
     assert isinstance(read(tmp_path, line(extra=None, other=[1]))[0], Preference)
 
 
-def test_blank_lines_crlf_and_bom_are_no_rows(tmp_path: Path) -> None:
-    path = tmp_path / "x.jsonl"
-    path.write_bytes(b"\xef\xbb\xbf" + line() + b"\r\n\r\n  \n" + b"{\r\n" + line() + b"\n\n")
-    first, second, third = read_rows(path, "cvalues")
-    assert count_rows(path) == 3
-    assert isinstance(first, Preference)
-    assert second == Rejected(4, "broken json", second.sentence, b"{")  # type: ignore[union-attr]
-    assert isinstance(third, Preference)
-    assert third.line == 5
-
-
-def test_start_and_stop_count_rows_not_lines(tmp_path: Path) -> None:
-    path = tmp_path / "x.jsonl"
-    path.write_bytes(b"\n".join([line(prompt=str(i)) for i in range(4)]).replace(b"\n", b"\n\n"))
-    assert [row.line for row in read_rows(path, "cvalues", 1, 3)] == [3, 5]
-    assert [row.line for row in read_rows(path, "cvalues", 3)] == [7]
-
-
-def test_json_array(tmp_path: Path) -> None:
-    elements = [line(), b' {"prompt": "\\ud800"}', b"3", line(prompt='[", ]')]
-    rows = read(tmp_path, b"\xef\xbb\xbf [ " + b" ,\n".join(elements) + b"\n] ", name="x.json")
-    assert count_rows(tmp_path / "x.json") == 4
-    assert [row.line for row in rows] == [1, 2, 3, 4]
-    assert [type(row) for row in rows] == [Preference, Rejected, Rejected, Preference]
-    assert [row.raw for row in rows if isinstance(row, Rejected)] == [b'{"prompt": "\\ud800"}', b"3"]
-
-
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        (line() + b"\n" + line(), "jsonl"),
-        (line(), "no JSON array"),
-        (b"[1, 2", "no JSON array"),
-        (b"[" * 100_000, "no JSON array"),
-        ("[\"你\"]".encode("gbk"), "not UTF-8"),
-        (b"[]", "holds no rows"),
-        (b"", "is empty"),
-    ],
-)  # fmt: skip
-def test_a_json_file_is_a_whole_array(tmp_path: Path, content: bytes, says: str) -> None:
-    path = tmp_path / "x.json"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=says) as caught:
-        count_rows(path)
-    assert str(path) in str(caught.value)
-
-
-def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    (tmp_path / "empty.jsonl").touch()
-    (tmp_path / "blank.jsonl").write_text("\n \n")
-    for name in ("missing.jsonl", "empty.jsonl", "blank.jsonl", ""):
-        with pytest.raises(UserError, match=str(tmp_path)):
-            count_rows(tmp_path / name)
-    with pytest.raises(UserError, match="missing"):
-        read_rows(tmp_path / "missing.jsonl", "cvalues")
-
-
-def test_unknown_dataset_type_names_the_nearest(tmp_path: Path) -> None:
+def test_unknown_dataset_type_names_the_nearest() -> None:
     with pytest.raises(UserError, match="did you mean cvalues"):
-        read_rows(tmp_path, "cvalue")
-
-
-def damaged(source: bytes, generator: random.Random) -> bytes:
-    kind = generator.randrange(6)
-    at = generator.randrange(len(source))
-    if kind == 0:
-        return source[:at] + bytes([generator.randrange(256)]) + source[at + 1 :]
-    if kind == 1:
-        return source[:at]
-    if kind == 2:
-        return source[:at] + source[at + generator.randrange(1, 9) :]
-    if kind == 3:
-        return (
-            source[:at]
-            + generator.choice([b"\\ud83d", b'"', b"\\", b"\x00", b"\xef\xbb\xbf", b"\r", b"\n"])
-            + source[at:]
-        )
-    key = generator.choice(list(GOOD))
-    value: Any = generator.choice([None, "", 1, [], {}, "no", "<|im_end|>"])
-    return line(**{key: value}) if kind == 4 else source
-
-
-def test_every_damaged_line_is_counted_once(tmp_path: Path) -> None:
-    generator = random.Random(7)
-    path = tmp_path / "x.jsonl"
-    path.write_bytes(b"\n".join(damaged(line(prompt=f"第{i}题"), generator) for i in range(600)))
-    expected = [(i, each.rstrip(b"\r")) for i, each in enumerate(path.read_bytes().split(b"\n"), 1) if each.strip()]
-    rows = list(read_rows(path, "cvalues"))
-    assert count_rows(path) == len(rows) == len(expected)
-    assert [row.line for row in rows] == [number for number, _ in expected]
-    assert rows == list(read_rows(path, "cvalues", 0, 251)) + list(read_rows(path, "cvalues", 251))
-    assert 100 < sum(isinstance(row, Rejected) for row in rows) < 500
-    for row, (_, raw) in zip(rows, expected):
-        if isinstance(row, Rejected):
-            assert row.raw == raw
-            assert row.sentence
-        else:
-            fields = json.loads(raw)
-            assert [row.prompt[0], row.chosen[0], row.rejected[0]] == [
-                user(fields["prompt"]),
-                assistant(fields["pos_resp"]),
-                assistant(fields["neg_resp"]),
-            ]
+        require_dataset_type("cvalue")
 
 
 def test_reading_needs_neither_transformers_nor_mindspore() -> None:
@@ -259,3 +159,188 @@ def test_reading_needs_neither_transformers_nor_mindspore() -> None:
         "import sys, mindrlhf.data.formats as f; sys.exit(any(m in sys.modules for m in ('transformers', 'mindspore')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def refused(row: Preference | Rejected) -> str:
+    assert isinstance(row, Rejected)
+    assert row.sentence
+    return row.reason
+
+
+# The words of Anthropic's own rows.
+HUMAN = "\n\nHuman: What is a dog?\n\nAssistant: An animal.\n\nHuman: And a cat?"
+
+
+def test_hh_rlhf_splits_transcripts_at_the_last_answer(tmp_path: Path) -> None:
+    row = {"chosen": HUMAN + "\n\nAssistant: Another one. ", "rejected": HUMAN + "\n\nAssistant: A dog:\n\nno"}
+    pair = read_one(tmp_path, row, "hh_rlhf")
+    prompt = (user("What is a dog?"), assistant("An animal."), user("And a cat?"))
+    assert pair == Preference(1, prompt, (assistant("Another one."),), (assistant("A dog:\n\nno"),))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "chosen", "rejected"),
+    [
+        (HUMAN, "c", " r"),
+        (HUMAN + "\n\nAssistant:", " c", "\n\nAssistant: r"),
+        (HUMAN, HUMAN + "\n\nAssistant: c", HUMAN + "\n\nAssistant: r"),
+    ],
+)
+def test_hh_rlhf_with_a_prompt_of_its_own(tmp_path: Path, prompt: str, chosen: str, rejected: str) -> None:
+    pair = read_one(tmp_path, {"prompt": prompt, "chosen": chosen, "rejected": rejected}, "hh_rlhf")
+    turns = (user("What is a dog?"), assistant("An animal."), user("And a cat?"))
+    assert pair == Preference(1, turns, (assistant("c"),), (assistant("r"),))
+
+
+def test_hh_rlhf_with_a_plain_question(tmp_path: Path) -> None:
+    pair = read_one(tmp_path, {"prompt": "q", "chosen": "c", "rejected": "r"}, "hh_rlhf")
+    assert pair == Preference(1, (user("q"),), (assistant("c"),), (assistant("r"),))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "reason"),
+    [
+        ("no turns", "\n\nHuman: q\n\nAssistant: r", "no transcript"),
+        ("\n\nHuman: q", "\n\nHuman: q\n\nAssistant: r", "wrong last role"),
+        ("\n\nHuman: q\n\nAssistant:", "\n\nHuman: q\n\nAssistant: r", "empty response"),
+        ("\n\nHuman: q\n\nAssistant: c", "\n\nHuman: Q\n\nAssistant: r", "different prompts"),
+        ("\n\nHuman: q\n\nAssistant: c", "\n\nHuman: q\n\nAssistant: c ", "identical responses"),
+        ("\n\nAssistant: c", "\n\nAssistant: r", "empty prompt"),
+    ],
+)
+def test_bad_transcripts(tmp_path: Path, chosen: str, rejected: str, reason: str) -> None:
+    assert refused(read_one(tmp_path, {"chosen": chosen, "rejected": rejected}, "hh_rlhf")) == reason
+
+
+SHAREGPT = {
+    "conversations": [{"from": "system", "value": "be"}, {"from": "human", "value": "q"}],
+    "chosen": {"from": "gpt", "value": "c"},
+    "rejected": {"from": "gpt", "value": "r"},
+}
+
+
+def test_sharegpt(tmp_path: Path) -> None:
+    expected = Preference(1, ({"role": "system", "content": "be"}, user("q")), (assistant("c"),), (assistant("r"),))
+    assert read_one(tmp_path, SHAREGPT, "sharegpt") == expected
+    # A system turn wins over the field, which stands in where there is none.
+    assert read_one(tmp_path, {**SHAREGPT, "system": "other"}, "sharegpt") == expected
+    field = {**SHAREGPT, "conversations": SHAREGPT["conversations"][1:], "system": "be"}  # type: ignore[index]
+    assert read_one(tmp_path, field, "sharegpt") == expected
+    openai = {"conversations": [{"role": "system", "content": "be"}, user("q")], "chosen": "c", "rejected": ["r"]}
+    assert refused(read_one(tmp_path, openai, "sharegpt")) == "wrong type"
+    assert read_one(tmp_path, {**openai, "rejected": [assistant("r")]}, "sharegpt") == expected
+
+
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "x"}}}
+TOOL = {"type": "function", "function": {"name": "weather", "description": "of a city", "parameters": {}}}
+
+
+def test_sharegpt_with_tools(tmp_path: Path) -> None:
+    call = json.dumps({"name": "weather", "arguments": {"city": "x"}})
+    turns = [{"from": "human", "value": "q"}, {"from": "function_call", "value": call}]
+    row = {**SHAREGPT, "tools": json.dumps([TOOL]), "conversations": [*turns, {"from": "observation", "value": "sun"}]}
+    pair = read_one(tmp_path, row, "sharegpt")
+    assert isinstance(pair, Preference)
+    called = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    assert pair.prompt == (user("q"), called, {"role": "tool", "content": "sun"})
+    assert pair.tools == (TOOL,)
+    answer = {**SHAREGPT, "chosen": {"from": "function_call", "value": f"[{call}]"}}
+    chosen = read_one(tmp_path, answer, "sharegpt")
+    assert isinstance(chosen, Preference)
+    assert chosen.chosen == (called,)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"conversations": []}, "empty prompt"),
+        ({"conversations": [{"from": "gpt", "value": "q"}]}, "wrong last role"),
+        ({"conversations": [{"from": "bot", "value": "q"}]}, "unknown role"),
+        ({"conversations": ["q"]}, "wrong type"),
+        ({"chosen": {"from": "human", "value": "c"}}, "wrong last role"),
+        ({"chosen": {"from": "gpt"}}, "missing field"),
+        ({"chosen": {"from": "function_call", "value": "no json"}}, "broken json"),
+        ({"chosen": {"from": "function_call", "value": "[1]"}}, "tool calls"),
+        ({"chosen": {"from": "function_call", "value": '{"name": "f", "arguments": [1]}'}}, "tool calls"),
+        ({"tools": "{"}, "broken json"),
+        ({"tools": {"a": 1}}, "wrong type"),
+        ({"tools": ["a"]}, "wrong type"),
+        ({"system": 3}, "wrong type"),
+    ],
+)
+def test_bad_sharegpt(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
+    assert refused(read_one(tmp_path, {**SHAREGPT, **changes}, "sharegpt")) == reason
+
+
+def test_messages_with_the_prompt_in_both_answers(tmp_path: Path) -> None:
+    shared = [{"role": "system", "content": "be"}, user("q")]
+    row = {"chosen": [*shared, assistant("c")], "rejected": [*shared, assistant("r")]}
+    expected = Preference(1, tuple(shared), (assistant("c"),), (assistant("r"),))
+    assert read_one(tmp_path, row, "messages") == expected
+    # As in UltraFeedback, where the prompt is also the text of the question.
+    assert read_one(tmp_path, {**row, "prompt": "q"}, "messages") == expected
+    assert read_one(tmp_path, {**row, "prompt": shared}, "messages") == expected
+    assert refused(read_one(tmp_path, {**row, "prompt": "other"}, "messages")) == "different prompts"
+
+
+def test_messages_with_a_text_for_some(tmp_path: Path) -> None:
+    expected = Preference(1, (user("q"),), (assistant("c"),), (assistant("r"),))
+    for row in (
+        {"prompt": "q", "chosen": [assistant("c")], "rejected": [assistant("r")]},
+        {"prompt": [user("q")], "chosen": "c", "rejected": "r"},
+        {"prompt": [{"role": "user", "content": "q", "name": None}], "chosen": "c", "rejected": "r", "tools": []},
+    ):
+        assert read_one(tmp_path, row, "messages") == expected
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "prompt"),
+    [
+        ("The sky is blue.", "The sky is green.", "The sky is"),  # TRL's own example
+        ("ab", "ac", "a"),
+        ("abc", "abcd", "ab"),
+        ("same", "same", None),
+        ("a", "b", None),
+    ],
+)
+def test_messages_plain_with_an_implicit_prompt(tmp_path: Path, chosen: str, rejected: str, prompt: str | None) -> None:
+    pair = read_one(tmp_path, {"chosen": chosen, "rejected": rejected}, "messages")
+    if prompt is None:
+        refused(pair)
+    else:
+        assert pair == Preference(1, prompt, chosen[len(prompt) :], rejected[len(prompt) :])
+
+
+def test_messages_with_tools(tmp_path: Path) -> None:
+    flat = {"name": "weather", "arguments": '{"city": "x"}'}
+    prompt = [user("q"), {"role": "assistant", "content": None, "tool_calls": [{"id": "7", "function": flat}]}]
+    prompt.append({"role": "tool", "content": "sun", "tool_call_id": "7"})
+    row = {"prompt": prompt, "chosen": [assistant("c")], "rejected": [assistant("r")], "tools": [TOOL]}
+    pair = read_one(tmp_path, row, "messages")
+    assert isinstance(pair, Preference)
+    assert pair.prompt[1] == {"role": "assistant", "content": "", "tool_calls": [{"id": "7", **CALL}]}
+    assert pair.prompt[2] == {"role": "tool", "content": "sun", "tool_call_id": "7"}
+    assert pair.tools == (TOOL,)
+    answers = {"chosen": [{**assistant("c"), "tool_calls": [CALL]}]}
+    assert isinstance(read_one(tmp_path, {**row, **answers}, "messages"), Preference)
+    wrong = {"chosen": [{"role": "assistant", "tool_calls": [{"function": {"arguments": {}}}]}]}
+    assert refused(read_one(tmp_path, {**row, **wrong}, "messages")) == "missing field"
+    assert (
+        refused(read_one(tmp_path, {**row, "prompt": [{**user("q"), "tool_calls": [CALL]}]}, "messages"))
+        == "tool calls"
+    )
+
+
+def test_half_a_surrogate_pair_is_found_in_tools_too(tmp_path: Path) -> None:
+    assert refused(read_one(tmp_path, {**CHAT, "tools": [{"name": "\ud800"}]}, "messages")) == "wrong encoding"
+
+
+def test_alpaca(tmp_path: Path) -> None:
+    row = {"instruction": "do", "input": "this", "chosen": "c", "rejected": "r"}
+    assert read_one(tmp_path, row, "alpaca") == Preference(1, (user("do\nthis"),), (assistant("c"),), (assistant("r"),))
+    rich = {"instruction": "do", "input": "", "system": "be", "history": [["a", "b"]], "output": ["c", "r"]}
+    prompt = ({"role": "system", "content": "be"}, user("a"), assistant("b"), user("do"))
+    assert read_one(tmp_path, rich, "alpaca") == Preference(1, prompt, (assistant("c"),), (assistant("r"),))
+    for wrong in ({"output": "c"}, {"output": ["c"]}, {"output": ["c", 1]}, {"history": ["a"]}):
+        assert refused(read_one(tmp_path, {**rich, **wrong}, "alpaca")) == "wrong type"
+    assert refused(read_one(tmp_path, {"input": "", "chosen": "c", "rejected": "r"}, "alpaca")) == "missing field"

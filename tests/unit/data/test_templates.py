@@ -5,21 +5,26 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from mindrlhf.data.builtin_templates import AUTO, choose_template
 from mindrlhf.data.templates import ChatTemplate, Piece, TemplateError
 
 HELLO = [{"role": "user", "content": "hello"}]
 SYSTEM = [{"role": "system", "content": "be brief"}, *HELLO]
 
 
+def own(tokenizer: Any) -> ChatTemplate:
+    return ChatTemplate(tokenizer, choose_template(tokenizer, AUTO))
+
+
 def with_template(folder: Any, source: str) -> ChatTemplate:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     tokenizer.chat_template = source
-    return ChatTemplate(tokenizer)
+    return own(tokenizer)
 
 
 @pytest.fixture(scope="module")
 def template(tokenizer_folder: Any) -> ChatTemplate:
-    return ChatTemplate(PreTrainedTokenizerFast.from_pretrained(tokenizer_folder))
+    return own(PreTrainedTokenizerFast.from_pretrained(tokenizer_folder))
 
 
 @pytest.mark.parametrize("generation", [False, True])
@@ -57,7 +62,7 @@ def test_blanks_that_a_special_token_swallows_stay_with_it(tokenizer_folder: Any
         {"additional_special_tokens": [AddedToken("<|end|>", rstrip=True, special=True, normalized=False)]}
     )
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<|end|>\n  {{ 'x' }}{% endfor %}"
-    pieces = ChatTemplate(tokenizer).split([{"role": "user", "content": "<|end|>"}], False)
+    pieces = own(tokenizer).split([{"role": "user", "content": "<|end|>"}], False)
     assert pieces == [Piece("<|end|>", True), Piece("<|end|>\n  ", False), Piece("x", True)]
 
 
@@ -79,6 +84,4 @@ def test_a_template_that_reads_special_tokens_in_messages_is_refused(tokenizer_f
 def test_source_of_named_templates_is_the_default_one(tokenizer_folder: Any) -> None:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
     tokenizer.chat_template = {"default": "a", "rag": "b"}
-    assert ChatTemplate(tokenizer).source == "a"
-    tokenizer.chat_template = None
-    assert ChatTemplate(tokenizer).source == ""
+    assert own(tokenizer).source == "a"

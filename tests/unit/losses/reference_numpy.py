@@ -118,10 +118,8 @@ def apo_down(v: Vectors, beta: float = 0.1) -> Terms:
 
 def discopop(v: Vectors, beta: float = 0.1, discopop_tau: float = 0.05) -> Terms:
     h = beta * margin(v)
-    mixed = logistic(h / discopop_tau)
-    with np.errstate(over="ignore", invalid="ignore"):
-        exponential = np.where(mixed > 0, np.exp(-h) * mixed, 0.0)
-    return -log_sigmoid(h) * (1 - mixed) + exponential
+    exponential = np.exp(log_sigmoid(h / discopop_tau) - h)
+    return -log_sigmoid(h) * logistic(-h / discopop_tau) + exponential
 
 
 def kto_pair(v: Vectors, beta: float = 0.1) -> Terms:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import lru_cache
+from typing import Any, Callable
 
 import mindspore as ms
 import numpy as np
@@ -74,8 +75,18 @@ def only(name: str, **parameters: float) -> Objective:
     return objective([(bind(name, **parameters), 1.0)])
 
 
+@lru_cache(maxsize=4)
+def _terms(what: Objective) -> Terms:
+    return Terms(what)
+
+
+@lru_cache(maxsize=4)
+def _gradient(what: Objective, pairs: int, num_pairs: float, num_tokens: float) -> Callable[..., Any]:
+    return ms.grad(Loss(what, pairs, num_pairs, num_tokens), (0, 1))
+
+
 def both_terms(what: Objective, given: Given) -> tuple[np.ndarray, np.ndarray]:
-    by_pairs, by_tokens = Terms(what)(*tensors(pairs_of(**given)))
+    by_pairs, by_tokens = _terms(what)(*tensors(pairs_of(**given)))
     return by_pairs.asnumpy(), by_tokens.asnumpy()
 
 
@@ -84,6 +95,5 @@ def slopes_of(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Derivatives of the loss by log-probs and by shared log-probs of the policy, each (B,2)."""
     given = pairs_of(**given)
-    cell = Loss(what, len(given["mask"]), num_pairs, num_tokens)
-    by_logps, by_shared = ms.grad(cell, (0, 1))(*tensors(given))
+    by_logps, by_shared = _gradient(what, len(given["mask"]), num_pairs, num_tokens)(*tensors(given))
     return by_logps.asnumpy(), by_shared.asnumpy()
