@@ -76,7 +76,9 @@ def predict(config: Config, words: Sequence[str] | None, output: str | None) -> 
 
     device = setup_device(config, one_model_each=True)
     source = find_source(config)
-    tokenizer = load_tokenizer(config.tokenizer.path or str(source.weights.folder))
+    tokenizer = load_tokenizer(
+        config.tokenizer.path or str(source.weights.folder), chat_template=config.tokenizer.chat_template
+    )
     prompts = [_encode(tokenizer, question) for question in questions]
     settings = config.generation
     length = row_length(prompts, settings.max_new_tokens)

@@ -35,31 +35,52 @@ KEYS = {
 
 def parser() -> Parser:
     """The command line."""
-    flags = command("dpo_preprocess.py", __doc__, OVERRIDES)
+    flags = command("dpo_preprocess.py", __doc__, OVERRIDES, KEYS)
     files = flags.add_argument_group("files")
     files.add_argument(
-        "--src", required=True, help="preference file (.jsonl or .json); with --merge the folder of parts"
+        "--src",
+        metavar="PATH",
+        required=True,
+        help="preference file (.jsonl or .json); with --merge the folder of parts",
     )
-    files.add_argument("--dst", required=True, help="MindRecord to write; parts go to the folder DST.parts beside it")
+    files.add_argument(
+        "--dst",
+        metavar="FILE",
+        required=True,
+        help="MindRecord X.mindrecord to write; parts go to the folder X.parts beside it",
+    )
     files.add_argument(
         "--merge",
         type=boolean,
         nargs="?",
         const=True,
         default=False,
+        metavar="True|False",
         help="join the parts in --src into --dst and do no more",
     )
-    files.add_argument("--config", help="yaml of the run")
+    files.add_argument("--config", metavar="FILE", help="yaml of the run; without it all keys have their defaults")
     data = flags.add_argument_group("data")
-    data.add_argument("--dataset_type", choices=sorted(DATASET_TYPES), help="form of the rows")
-    data.add_argument("--tokenizer", help="Hugging Face folder, tokenizer.json or vocab.json")
-    data.add_argument("--merges_file", help="merges.txt that belongs to a vocab.json")
-    data.add_argument("--seq_len", type=int, help="most tokens of prompt and response together")
-    data.add_argument("--max_rejected", type=float, help="share of bad rows from which the run ends with exit code 2")
-    data.add_argument("--save_interval", type=int, help="close a part every so many batches")
+    data.add_argument("--dataset_type", choices=sorted(DATASET_TYPES), help="form of the rows; needed")
+    data.add_argument("--tokenizer", metavar="PATH", help="Hugging Face folder, tokenizer.json or vocab.json; needed")
+    data.add_argument("--merges_file", metavar="FILE", help="merges of a vocab.json; else the merges.txt beside it")
+    data.add_argument("--seq_len", metavar="N", type=int, help="most tokens of prompt and response together; needed")
+    data.add_argument(
+        "--max_rejected", metavar="SHARE", type=float, help="share of bad rows above which the exit code is 2"
+    )
+    data.add_argument(
+        "--save_interval",
+        metavar="N",
+        type=int,
+        help="close a part every N batches; else several workers every 64, and one worker writes no parts",
+    )
     reference = flags.add_argument_group("reference log-probs")
-    reference.add_argument("--load_checkpoint", help="weights of the reference; without it the yaml's")
-    reference.add_argument("--auto_trans_ckpt", type=boolean, help="accepted; any checkpoint is laid out as needed")
+    reference.add_argument("--load_checkpoint", metavar="PATH", help="weights of the reference")
+    reference.add_argument(
+        "--auto_trans_ckpt",
+        type=boolean,
+        metavar="True|False",
+        help="accepted and of no effect: any checkpoint is laid out as needed",
+    )
     return flags
 
 

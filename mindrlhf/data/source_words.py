@@ -21,6 +21,7 @@ MOST_TIMES = 1000
 # What we write beside a record is no input, even where it lies among the files of a set.
 OURS = ".rejected.jsonl"
 _SUFFIX = re.compile(r"(?s)(.+)([:#@])([^:#@/]*)")
+_SET = re.compile(r"([^:#@]+)(:[^:#@]*)?")
 _WEIGHT = re.compile(r"[0-9]+(\.[0-9]+)?|\.[0-9]+")
 _OTHER_SPLIT = re.compile(r"(?i)(?<![a-z])(test|eval|valid|validation|dev)(?![a-z])")
 
@@ -96,7 +97,8 @@ def _is_rows(name: str) -> bool:
 
 
 def _known(word: str) -> KnownSet | None:
-    return KNOWN_SETS.get(word.partition(":")[0])
+    parts = _SET.fullmatch(word)
+    return KNOWN_SETS.get(parts[1]) if parts else None
 
 
 def known_files(word: str, known: KnownSet) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from mindrlhf.data.rows import COLLATIONS, Rows
 from mindrlhf.parallel.strategy import strategy_path, write_strategy
 from mindrlhf.runtime.device import Device
 from mindrlhf.runtime.errors import UserError
-from mindrlhf.runtime.files import require_writable, write_json
+from mindrlhf.runtime.files import require_writable, write_json, write_text
 from mindrlhf.runtime.logging import log
 from mindrlhf.trainers import provenance
 from mindrlhf.trainers.loop import total_steps
@@ -261,6 +261,9 @@ class DPOTrainer:
             write_strategy(strategy_path(folder / "strategy", device.rank), shapes, device.world)
         if device.rank == 0:
             store.carry_files(self.source.weights.folder, network, self.tokenizer.files if self.tokenizer else ())
+            if self.tokenizer and not self.tokenizer.template_is_own:
+                # What was trained is asked the way its data were written.
+                write_text(network / "chat_template.jinja", self.tokenizer.template)
             # What was trained, which model.config of the yaml may have changed.
             architectures = [self.source.family.architectures[0]]
             write_json(network / "config.json", {"architectures": architectures, **self.source.hf_config})

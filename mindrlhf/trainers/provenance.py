@@ -27,14 +27,15 @@ def find_tokenizer(config: Config, model_folder: Path, records: PairRecords) -> 
     """The first of: tokenizer.path (--vocab_file), the model's folder, the path in the record; None with a warning."""
     from mindrlhf.data.tokenizers import holds_tokenizer, load_tokenizer
 
+    template = config.tokenizer.chat_template
     if config.tokenizer.path:
-        return load_tokenizer(config.tokenizer.path)
+        return load_tokenizer(config.tokenizer.path, chat_template=template)
     if holds_tokenizer(model_folder):
-        return load_tokenizer(model_folder)
+        return load_tokenizer(model_folder, chat_template=template)
     place = Path(records.provenance["tokenizer_path"])
     # It need not be there any more, nor complete without the flags it was given with.
     with contextlib.suppress(UserError):
-        return load_tokenizer(place)
+        return load_tokenizer(place, chat_template=template)
     warn("no tokenizer found, so the record's cannot be compared; give --vocab_file")
     return None
 
@@ -43,13 +44,16 @@ def check_record(records: PairRecords, tokenizer: ChatTokenizer | None, loss: Lo
     """UserError where the record was made by another tokenizer or template, or lacks what the loss needs."""
     require_known_token(records.max_token, vocabulary, str(records.path))
     if tokenizer is not None:
-        for key, mine in (("tokenizer_hash", tokenizer.tokenizer_hash), ("template_hash", tokenizer.template_hash)):
-            if records.provenance[key] != mine:
-                what = key.partition("_")[0].replace("template", "chat template")
-                raise UserError(
-                    f"{records.path} was made with another {what} than that of {tokenizer.path}; preprocess again, "
-                    f"or give --vocab_file the one it was made with"
-                )
+        if records.provenance["tokenizer_hash"] != tokenizer.tokenizer_hash:
+            raise UserError(
+                f"{records.path} was made with another tokenizer than {tokenizer.path}; preprocess again, or give "
+                f"--vocab_file the one it was made with"
+            )
+        if records.provenance["template_hash"] != tokenizer.template_hash:
+            raise UserError(
+                f"{records.path} was made with another chat template than that of {tokenizer.path}; preprocess again, "
+                f"or set tokenizer.chat_template to the one it was made with"
+            )
     if loss.reference == "record" and loss.objective.needs_reference and not records.has_reference:
         raise UserError(
             f"{records.path} holds no reference log-probs, which rlhf.loss={loss.objective.name} needs; preprocess "

@@ -34,7 +34,7 @@ def test_an_unknown_flag_is_said_with_what_was_meant(words: list[str], sentence:
     [
         (
             [],
-            "--src_checkpoint and --src_strategy and --dst_checkpoint are missing; see transform_checkpoint.py --help",
+            "--src_checkpoint, --src_strategy and --dst_checkpoint are missing; see transform_checkpoint.py --help",
         ),
         (
             ["--src_checkpoint", "a", "--src_strategy=b"],
@@ -75,7 +75,7 @@ def test_booleans_are_words(word: str, value: bool) -> None:
 
 
 def test_another_word_is_no_boolean() -> None:
-    with pytest.raises(UserError, match="^run_dpo.py: --resume is 'maybe'; give True or False$"):
+    with pytest.raises(UserError, match=r"^run_dpo\.py: --resume is 'maybe'; give True or False$"):
         run_dpo().parse_args(["--resume", "maybe"])
 
 
@@ -86,7 +86,7 @@ def test_a_question_may_look_like_a_flag_where_it_has_blanks() -> None:
 
 def test_a_wrong_value_for_a_key_of_the_yaml_names_the_flag() -> None:
     words, overrides = parse(run_dpo(), ["--train_dataset", ""])
-    with pytest.raises(UserError, match="^--train_dataset is ''; give text"):
+    with pytest.raises(UserError, match=r"^--train_dataset is ''; give text"):
         read_config(words, overrides, {"train_dataset": "data.train"})
 
 

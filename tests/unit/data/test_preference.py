@@ -146,6 +146,17 @@ def test_no_policy_leaves_more_than_seq_len_or_an_empty_part() -> None:
                 assert sizes[0] + max(sizes[1:]) <= seq_len
 
 
+def test_tools_are_part_of_the_prompt(tokenizer_folder: Any) -> None:
+    tokenizer = load_tokenizer(tokenizer_folder, chat_template="qwen")
+    tools = ({"type": "function", "function": {"name": "weather"}},)
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "x"}}}
+    calling = ({"role": "assistant", "content": "", "tool_calls": [call]},)
+    pair = encode_pair(tokenizer, Preference(1, HISTORY, calling, answer("no"), tools=tools))
+    assert pair.prompt_ids.tolist() == tokenizer.encode_messages(HISTORY, True, tools)
+    assert '<tools>\n{"type": "function", "function": {"name": "weather"}}' in tokenizer.decode(pair.prompt_ids)
+    assert tokenizer.decode(pair.chosen_ids).startswith('<tool_call>\n{"name": "weather", "arguments": {"city": "x"}}')
+
+
 def test_unknown_policy_is_an_error() -> None:
     with pytest.raises(ValueError, match="drop"):
         fit(pair_of(5, 3, 4), 8, "cut")
