@@ -153,7 +153,7 @@ def _sharded(folder: Path) -> Weights:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         shards = sorted(set(weight_map.values()))
         plain = bool(shards) and all(shard == os.path.basename(shard) for shard in shards)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CorruptCheckpoint(f"{index} is damaged: it holds no readable weight_map") from error
     if not plain:
         raise CorruptCheckpoint(f"{index} is damaged: a shard must be the name of a file beside it")

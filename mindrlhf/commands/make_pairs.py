@@ -36,10 +36,10 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser().parse_args(argv)
     counts = {"corpus": arguments.corpus, "train": arguments.pairs, "held_out": arguments.held_out}
     if arguments.output_path.exists() and not arguments.output_path.is_dir():
-        raise UserError(f"--output_path {arguments.output_path} is a file: name a folder.")
+        raise UserError(f"--output_path {arguments.output_path} is a file: name a folder")
     for split, count in counts.items():
         if count < 1:
-            raise UserError(f"{split}.jsonl would have {count} rows: give a number of 1 or more.")
+            raise UserError(f"{split}.jsonl would have {count} rows: give a number of 1 or more")
     for split, count in counts.items():
         rows = preference_rows(count, arguments.seed, split)
         path = arguments.output_path / f"{split}.jsonl"

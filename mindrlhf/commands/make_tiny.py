@@ -235,19 +235,19 @@ def parser() -> Parser:
 def _check_sizes(fields: Mapping[str, Any], vocab_size: int, hidden_size: int, layers: int) -> None:
     smallest = BYTES + len(fields["specials"])
     if vocab_size < smallest:
-        raise UserError(f"--vocab_size {vocab_size} is too small: bytes and special tokens alone are {smallest}.")
+        raise UserError(f"--vocab_size {vocab_size} is too small: bytes and special tokens alone are {smallest}")
     if hidden_size < 1 or hidden_size % (2 * HEAD_SIZE):
-        raise UserError(f"--hidden_size {hidden_size} is not a positive multiple of {2 * HEAD_SIZE}.")
+        raise UserError(f"--hidden_size {hidden_size} is not a positive multiple of {2 * HEAD_SIZE}")
     if layers < 1:
-        raise UserError(f"--layers {layers} leaves no model: give 1 or more.")
+        raise UserError(f"--layers {layers} leaves no model: give 1 or more")
 
 
 def _check_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"--output_path {folder} is a file: name a folder.")
+        raise UserError(f"--output_path {folder} is a file: name a folder")
     foreign = sorted(path.name for path in folder.glob("*") if path.name not in FILES)
     if foreign:
-        raise UserError(f"--output_path {folder} holds {foreign[0]}, which is not of a tiny model: name a new folder.")
+        raise UserError(f"--output_path {folder} holds {foreign[0]}, which is not of a tiny model: name a new folder")
 
 
 def _texts() -> Iterator[str]:

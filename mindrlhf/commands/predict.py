@@ -40,7 +40,7 @@ def read_questions(words: Sequence[str] | None) -> list[str]:
 def _parse(line: str, place: str) -> Any:
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f'{place} is not JSON; write {{"prompt": "..."}} or a string') from None
     return value.get("prompt") if isinstance(value, dict) else value
 

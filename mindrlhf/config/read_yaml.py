@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from mindrlhf.runtime.errors import UserError
 
 LARGEST_FILE = 1_000_000  # bytes; a model file given by mistake is not read to its end
 MOST_VALUES = 10_000  # with every alias written out: a few hundred bytes of nested aliases can mean billions
+MOST_OPEN = 200  # brackets; a text in quotes may hold some that mean nothing
 BEING_COUNTED = -1
 
 
@@ -34,6 +36,7 @@ def read_file(path: Path, source: str) -> Any:
 
 def read_text(text: str, source: str) -> Any:
     """The value of one yaml document. Raises UserError for what is not plain, well-formed yaml."""
+    _refuse_depth(text, source)
     try:
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
@@ -50,7 +53,20 @@ def read_text(text: str, source: str) -> Any:
     except ValueError as error:  # such as a date with month 13
         raise UserError(f"{source}: {error}; put the text in quotes") from None
     except RecursionError:
-        raise UserError(f"{source} is nested too deeply; a configuration has two or three levels") from None
+        raise _too_deep(source) from None
+
+
+def _refuse_depth(text: str, source: str) -> None:
+    """PyYAML takes seconds over thousands of brackets before it meets Python's own limit."""
+    depth = 0
+    for bracket in re.findall(r"[\[\]{}]", text):
+        depth += 1 if bracket in "[{" else -1
+        if depth > MOST_OPEN:
+            raise _too_deep(source)
+
+
+def _too_deep(source: str) -> UserError:
+    return UserError(f"{source} is nested too deeply; a configuration has two or three levels")
 
 
 def _count(node: yaml.Node, source: str, counted: dict[int, int]) -> int:

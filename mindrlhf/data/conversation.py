@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Union
 
-from mindrlhf.data.fields import RowError, decode_text, field, kind_of, optional
+from mindrlhf.data.fields import RowError, decode_text, field, kind_of, optional, require_unicode
 
 Message = dict[str, Any]
 Messages = tuple[Message, ...]
@@ -70,6 +70,7 @@ def tool_calls(calls: list[Any], name: str) -> list[dict[str, Any]]:
             arguments = decode_text("'arguments' of a tool call", arguments)
         if not isinstance(arguments, dict):
             raise RowError("tool calls", f"'arguments' of a tool call is {kind_of(arguments)}, not an object")
+        require_unicode("'arguments' of a tool call", arguments)
         own = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
         made.append(
             {**own, "type": "function", "function": {"name": field(function, "name", str), "arguments": arguments}}
@@ -84,6 +85,7 @@ def tool_definitions(row: Mapping[str, Any]) -> tuple[Any, ...]:
         tools = decode_text("field 'tools'", tools)
     if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
         raise RowError("wrong type", "field 'tools' is no list of objects")
+    require_unicode("field 'tools'", tools)
     return tuple(tools or ())
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from mindrlhf.config import kinds
 from mindrlhf.config.kinds import Kind
 from mindrlhf.config.read_yaml import read_file
-from mindrlhf.data.builtin_templates import built_in_name
+from mindrlhf.data.builtin_templates import AUTO, built_in_name
 from mindrlhf.data.formats import DATASET_TYPES
 from mindrlhf.data.map_keys import check_map_keys
 from mindrlhf.runtime.errors import UserError
@@ -110,7 +110,8 @@ def _take(source: str, key: str, value: Any, found: dict[str, Any]) -> None:
     elif key == "map_keys":
         value = check_map_keys(value, f"{source}: map_keys")
     elif key == "prompt_type":
-        value = value if value.endswith(".jinja") else built_in_name(value, f"{source}: prompt_type")
+        as_it_is = value == AUTO or value.endswith(".jinja")
+        value = value if as_it_is else built_in_name(value, f"{source}: prompt_type")
     elif key == "interleave_probs":
         raise UserError(f"{source}: interleave_probs is not read; write weights behind the files, as in data.jsonl@0.5")
     if ours in found and found[ours] != value:

@@ -32,8 +32,11 @@ def decode(raw: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise RowError("wrong encoding", f"it is not UTF-8 at byte {error.start}") from error
     except json.JSONDecodeError as error:
-        raise RowError("broken json", f"it is not JSON: {error.msg} at character {error.pos}") from error
-    except (ValueError, RecursionError) as error:
+        message = error.msg.removesuffix(" at")
+        raise RowError("broken json", f"it is not JSON: {message} at character {error.pos}") from error
+    except RecursionError as error:
+        raise RowError("broken json", "it is not JSON that can be read: it is nested too deeply") from error
+    except ValueError as error:
         raise RowError("broken json", f"it is not JSON that can be read: {error}") from error
     if not isinstance(row, dict):
         raise RowError("not an object", f"it is {kind_of(row)}, not an object")
@@ -58,7 +61,8 @@ def field(row: Mapping[str, Any], key: str, kinds: Kinds) -> Any:
     if not isinstance(value, kinds):
         wanted = " or ".join(_KINDS[each] for each in (kinds if isinstance(kinds, tuple) else (kinds,)))
         raise RowError("wrong type", f"field {name_of(row, key)} is {kind_of(value)}, not {wanted}")
-    require_unicode(name_of(row, key), value)
+    if isinstance(value, str):
+        require_unicode(f"field {name_of(row, key)}", value)
     return value
 
 
@@ -80,16 +84,14 @@ def kind_of(value: Any) -> str:
 
 
 def require_unicode(name: str, value: Any) -> None:
-    """RowError where a text, however deep in `value`, holds half of a surrogate pair."""
+    """RowError where a text, however deep in `value`, holds half of a surrogate pair, or `value` is too deep."""
     try:
-        if isinstance(value, str):
-            value.encode("utf-8")
-        elif isinstance(value, (list, dict)):
-            json.dumps(value, ensure_ascii=False, default=str).encode("utf-8")
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+        text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise RowError("wrong encoding", f"field {name} holds half of a surrogate pair") from error
+        raise RowError("wrong encoding", f"{name} holds half of a surrogate pair") from error
     except RecursionError as error:
-        raise RowError("broken json", f"field {name} is nested too deeply") from error
+        raise RowError("broken json", f"{name} is nested too deeply") from error
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from mindrlhf.runtime.errors import UserError
 
-LONGEST_ROW = 1 << 26  # bytes; a file without line ends is not read into memory
+LONGEST_ROW = 1 << 24  # bytes; a file without line ends is not read into memory
 KEPT_OF_A_LONG_ROW = 1000
 ROWS_BETWEEN_MARKS = 4096
 

@@ -124,7 +124,7 @@ def _read_sidecar(record: Path) -> Sidecar:
         raise BadRecord(f"{record} has no {path.name} beside it, so its writing was not finished; {again}")
     try:
         body = json.loads(path.read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         raise BadRecord(f"{path} is damaged: it is not JSON; {again}") from None
     if not isinstance(body, dict) or body.get("format") != FORMAT:
         raise BadRecord(f"{path} is not the sidecar of a MindRecord in format {FORMAT}; {again}")

@@ -64,10 +64,11 @@ def _read_word(text: str, dataset_type: str | None) -> Word:
 
 
 def _nothing(text: str, rest: str) -> UserError:
+    place = repr(rest) if rest == text else f"{text}: {rest!r}"
     if glob.has_magic(rest):
-        return UserError(f"{text}: no file matches {rest}; --src takes {GRAMMAR}")
+        return UserError(f"{place} matches no file; --src takes {GRAMMAR}")
     sets = ", ".join(KNOWN_SETS)
-    return UserError(f"{text}: {rest} does not exist; --src takes {GRAMMAR}, or one of the known sets: {sets}")
+    return UserError(f"{place} does not exist; --src takes {GRAMMAR}, or one of the known sets {sets}")
 
 
 def _files(path: str) -> tuple[str, ...]:

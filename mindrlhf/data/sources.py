@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from mindrlhf.data import map_keys as mapping
+from mindrlhf.data.fields import RowError, decode
 from mindrlhf.data.file_rows import open_rows
 from mindrlhf.data.formats import DATASET_TYPES, Preference, Rejected, encode_row, parse, require_dataset_type
 from mindrlhf.data.row_file import RawRow, RowFile
@@ -19,6 +21,8 @@ from mindrlhf.runtime.errors import UserError
 from mindrlhf.runtime.logging import warn
 
 __all__ = ["Preference", "RawRow", "Rejected", "Source"]
+
+ROWS_LOOKED_AT = 100
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ class Source:
             rows.scan(left)
             total = _position(taken + rows.total, word.weight) - _position(taken, word.weight)
             self.shares.append(Share(rows, word.dataset_type, columns, word.weight, taken, self.total, total))
+            _warn_of_absent(rows, columns)
             taken += rows.total
             self.total += total
         if word.count is not None and taken < word.count:
@@ -112,6 +117,19 @@ class Source:
     def read(self, start: int = 0, stop: int | None = None) -> Iterator[Preference | Rejected]:
         """Rows `start` to `stop - 1` of the list, counted from 0."""
         return map(self.parse, self.raw(start, stop))
+
+
+def _warn_of_absent(rows: RowFile, columns: Mapping[str, str]) -> None:
+    """Say so where a column that map_keys names is in none of the first rows: a field that may be absent hides that."""
+    if not any(columns.values()):
+        return
+    seen: set[str] = set()
+    for row in rows.rows(0, min(rows.total, ROWS_LOOKED_AT)):
+        with contextlib.suppress(RowError):
+            seen.update(row.data if isinstance(row.data, dict) else decode(row.data))
+    for field, column in columns.items():
+        if column and column not in seen:
+            warn(f"map_keys: no row at the beginning of {rows.path} has a field {column!r}, which is to be {field}")
 
 
 def _position(row: int, weight: Fraction) -> int:

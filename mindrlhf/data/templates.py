@@ -74,6 +74,12 @@ class ChatTemplate:
         Then marks stand for such text while the template renders, so that the special tokens found are its own. Texts
         are those of contents, of calls of tools with their arguments, and of the `tools` with all they describe.
         """
+        try:
+            return self._split(messages, add_generation_prompt, tools)
+        except RecursionError as error:
+            raise TemplateError("its tools are nested too deeply") from error
+
+    def _split(self, messages: Sequence[Message], add_generation_prompt: bool, tools: Sequence[Any]) -> list[Piece]:
         rendering = self.render(messages, add_generation_prompt, tools)
         texts = [text for value in (messages, tools) for text in _texts(value)]
         for text in texts:

@@ -70,7 +70,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}); copy it anew from where the model came") from None
     if not isinstance(found, Mapping):
         raise UserError(f"{path} is not a JSON object; copy it anew from where the model came")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import gzip
-import random
 from typing import Callable
 
-from workshop import ENDINGS, ROWS, Workshop, joining, merging, preprocessing, row, training
+from workshop import ENDINGS, ROWS, Workshop, asking, joining, merging, preprocessing, row, training
 
 from mindrlhf.data.records import read_pairs, write_records
 from mindrlhf.data.sidecar import complete_parts, find_parts
@@ -65,7 +64,7 @@ def model_config(**fields: object) -> Mistake:
 TOO_MANY = "two bad rows of twelve"
 # The record is written, and replaces an earlier one; every other mistake leaves all files as they were.
 REPLACES = {TOO_MANY}
-BINARY = random.Random(0).randbytes(2000)
+BINARY = bytes(range(256)) * 8
 
 FILES: dict[str, Mistake] = {
     "no such file": plain(preprocessing("--src", "no.jsonl")),
@@ -79,6 +78,8 @@ FILES: dict[str, Mistake] = {
     "a row nested a hundred thousand deep": lines(b"[" * 100_000),
     "a `.gz` file that is cut": source(gzip.compress(b"\n".join(GOOD), mtime=0)[:-20], "in.jsonl.gz"),
     "a `.gz` file that is none": source(b"\n".join(GOOD), "in.jsonl.gz"),
+    "a `.csv` file without a column": source(b"prompt,pos_resp\nHi,Hello!\n", "in.csv"),
+    "a `.parquet` file that is none": source(b"PAR1" + bytes(100), "in.parquet"),
     "a file of another form": lines(b'{"question": "Hi", "chosen": "a", "rejected": "b"}'),
     TOO_MANY: lines(*GOOD[:10], b'{"prompt": "cut', b'{"prompt": "x"}'),
 }
@@ -112,6 +113,9 @@ RECORDS: dict[str, Mistake] = {
     "a record that is cut": spoilt(lambda shop: shop.cut("train.mindrecord"), training()),
     "a record without its `.json`": spoilt(lambda shop: shop.remove("train.mindrecord.json"), training()),
     "a record whose `.json` is broken": spoilt(lambda shop: shop.cut("train.mindrecord.json"), training()),
+    "a record whose `.json` is nested a hundred thousand deep": spoilt(
+        lambda shop: shop.write("train.mindrecord.json", "[" * 100_000), training()
+    ),
     "a record without its `.db`": spoilt(lambda shop: shop.remove("train.mindrecord.db"), training()),
     "a record that was renamed": spoilt(
         lambda shop: shop.move("train.mindrecord", "mine.mindrecord"), training("--train_dataset", "mine.mindrecord")
@@ -162,6 +166,12 @@ FLAGS: dict[str, Mistake] = {
     "a destination below a file": plain(preprocessing("--dst", "in.jsonl/out.mindrecord")),
     "questions while training": plain(training("--predict_data", "Why?")),
     "no question": plain(["run_dpo.py", "--run_mode", "predict", "--load_checkpoint", "model"]),
+    "an empty question": plain(asking("")),
+    "a file of questions with a broken line": spoilt(
+        lambda shop: shop.write("questions.jsonl", '{"prompt": "Why?"}\n{"prompt": "Wh'),
+        asking("questions.jsonl"),
+    ),
+    "a folder as the file for answers": plain(asking("Why?", "--predict_output", "model")),
     "nothing to evaluate on": plain(["run_dpo.py", "--run_mode", "eval", "--load_checkpoint", "model"]),
 }
 
@@ -200,6 +210,13 @@ CHECKPOINTS: dict[str, Mistake] = {
     "weights of a deeper model": model_config(num_hidden_layers=2),
     "no config.json": spoilt(lambda shop: shop.remove("model/config.json"), training()),
     "a broken config.json": spoilt(lambda shop: shop.cut("model/config.json"), training()),
+    "a config.json nested a hundred thousand deep": spoilt(
+        lambda shop: shop.write("model/config.json", "[" * 100_000), training()
+    ),
+    "a generation_config.json that is broken": spoilt(
+        lambda shop: shop.cut("model/generation_config.json"), asking("Why?")
+    ),
+    "a tokenizer.json that is broken": spoilt(lambda shop: shop.write("model/tokenizer.json", "{"), training()),
     "an unknown architecture": model_config(architectures=["MambaForCausalLM"]),
     "the index of shards, and a shard that is missing": spoilt(_sharded, training()),
     "no step to resume from that is whole": spoilt(
@@ -221,7 +238,14 @@ SETTINGS: dict[str, Mistake] = {
     "an unknown loss": plain(training("rlhf.loss=sigmoidd")),
     "a parameter that the loss does not have": plain(training("rlhf.loss=sft", "rlhf.beta=0.2")),
     "no reference for a loss that needs one": plain(training("rlhf.reference=none")),
+    "an unknown loss in a list": plain(training("rlhf.loss=[sigmoid, {type: sfft, weight: 0.1}]")),
+    "a misspelt parameter in a list of losses": plain(training("rlhf.loss=[sigmoid, {type: sft, wieght: 0.1}]")),
     "a reference followed that is not online": plain(training("rlhf.sync_ref_model=true")),
+    "an online reference that is not there": plain(
+        training("rlhf.reference=online", "rlhf.reference_checkpoint=absent")
+    ),
+    "an unknown chat template": plain(training("tokenizer.chat_template=chatmll")),
+    "early stopping without evaluations": plain(training("train.early_stopping_patience=2")),
     "bfloat16 on a CPU": plain(training("model.dtype=bfloat16")),
     "tensor parallel on a CPU": plain(training("parallel.model_parallel=2")),
     "more workers than there are": plain(training("parallel.data_parallel=2")),
@@ -229,6 +253,7 @@ SETTINGS: dict[str, Mistake] = {
     "rows longer than the model's positions": plain(training("data.seq_len=100000")),
 }
 
+ODDITIES = "What is odd and works"
 TABLE = {
     "Preference files": FILES,
     "Records": RECORDS,

@@ -7,7 +7,9 @@ import os
 import re
 import shutil
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
+from io import StringIO
 from pathlib import Path
 from typing import Any, Callable
 
@@ -161,9 +163,26 @@ def training(*words: str) -> list[str]:
     return ["run_dpo.py", *_flags({"--train_dataset": "train.mindrecord", "--load_checkpoint": "model"}, words), *words]
 
 
+def asking(*words: str) -> list[str]:
+    """model is asked these questions."""
+    return ["run_dpo.py", "--run_mode", "predict", "--load_checkpoint", "model", "--predict_data", *words]
+
+
 def joining(*words: str) -> list[str]:
     """The two ranks of trained into one checkpoint."""
     return ["tools/transform_checkpoint.py", *_flags(JOINED, words), *words]
+
+
+def ended(argv: list[str]) -> tuple[int, str]:
+    """Run a command; its exit code, and the sentence of its error or the last line it has printed."""
+    out, err = StringIO(), StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = run(COMMANDS[argv[0]], argv[1:])
+    errors = [line for line in err.getvalue().splitlines() if line.startswith("error: ")]
+    assert len(errors) == (code != 0), err.getvalue()
+    assert "Traceback" not in out.getvalue() + err.getvalue()
+    said = errors[0].removeprefix("error: ") if errors else out.getvalue().splitlines()[-1]
+    return code, said.replace(f"{Path.cwd()}/", "")
 
 
 def _flags(usual: dict[str, str], words: Sequence[str], without: str = "") -> list[str]:

@@ -63,8 +63,9 @@ def test_aliases_that_multiply_are_refused(write, content, refusal):
     assert "means more than 10000 values" in refusal(write("run.yaml", content))
 
 
-def test_deep_nesting_is_refused(write, refusal):
-    assert refusal(write("run.yaml", "[" * 50_000)).startswith("run.yaml is nested too deeply")
+@pytest.mark.parametrize("content", ["[" * 50_000, "{a: " * 50_000, "- " * 50_000])
+def test_deep_nesting_is_refused(write, refusal, content):
+    assert refusal(write("run.yaml", content)).startswith("run.yaml is nested too deeply")
 
 
 def test_a_large_file_is_refused_unread(write, refusal):

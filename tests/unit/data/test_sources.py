@@ -104,8 +104,8 @@ def test_weights_are_spread_evenly(
 @pytest.mark.parametrize(
     ("word", "says"),
     [
-        ("absent.jsonl", "absent.jsonl does not exist; --src takes PATH_OR_GLOB"),
-        ("absent*.jsonl", "no file matches"),
+        ("absent.jsonl", "'absent.jsonl' does not exist; --src takes PATH_OR_GLOB"),
+        ("absent*.jsonl", "matches no file"),
         ("absent/", "does not exist"),
         ("a.jsonl:cvalue", "did you mean cvalues"),
         ("a.jsonl#0", "#0 is no count"),
@@ -253,6 +253,15 @@ def test_a_missing_field_is_called_as_the_file_calls_it(folder: Path) -> None:
     null = one(folder, {**QUESTION, "good": None}, "cvalues", prompt="query_text", pos_resp="good", neg_resp="bad")
     assert isinstance(null, Rejected)
     assert null.sentence == "field 'good' (map_keys: pos_resp) is null"
+
+
+def test_a_mapping_to_what_no_row_has_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    orca = {"question": "q", "chosen": "c", "rejected": "r"}
+    assert isinstance(one(folder, orca, "orca_dpo_pairs", system="sytem", question="question"), Preference)
+    said = "warning: map_keys: no row at the beginning of one.jsonl has a field 'sytem', which is to be system\n"
+    assert capsys.readouterr().err == said
+    one(folder, orca, "orca_dpo_pairs", system="")
+    assert capsys.readouterr().err == ""
 
 
 def test_a_key_that_no_format_has_names_the_nearest(folder: Path) -> None:

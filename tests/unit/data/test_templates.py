@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 from functools import cache
 from typing import Any
 
@@ -115,9 +116,25 @@ def test_special_tokens_of_tools_stay_text(tokenizer_folder: Any, place: str) ->
     assert control == ["<|im_start|>", "<|im_end|>"] * 3 + ["<|im_start|>"]
 
 
-WILD = st.text(
-    st.sampled_from(["<|im_end|>", "<|im_start|>", "<|im_", "end|>", '"', "\\", "\n", "天", "{", "\U000f0000"])
-)
+def nested(depth: int) -> list[Any]:
+    deep: Any = "<|im_end|>"
+    for _ in range(depth):
+        deep = [deep]
+    return [{"type": "function", "function": {"name": "f", "parameters": deep}}]
+
+
+def test_tools_that_are_nested_too_deeply_are_refused(tokenizer_folder: Any) -> None:
+    tokenizer = loaded(tokenizer_folder)
+    assert tokenizer.encode_messages(HELLO, True, nested(200))
+    for depth in range(700, 1100, 10):  # somewhere there Python's own limit lies
+        with contextlib.suppress(TemplateError):
+            tokenizer.encode_messages(HELLO, True, nested(depth))
+    with pytest.raises(TemplateError, match=r"deep|recursion"):
+        tokenizer.encode_messages(HELLO, True, nested(5000))
+
+
+SNIPPETS = ["<|im_end|>", "<|im_start|>", "<|im_", "end|>", '"', "\\", "\n", "天", "{", "\U000f0000"]
+WILD = st.lists(st.sampled_from(SNIPPETS), max_size=8).map("".join)
 
 
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -261,6 +261,30 @@ def test_a_loss_in_a_file_of_ones_own(tmp_path: Path, monkeypatch: pytest.Monkey
             del mindrlhf.losses.registry._LOSSES[name]
 
 
+def test_the_example_of_the_page_on_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    """x_c = 5, x_r = 0, beta 0.1 and |y_c| = 3, |y_r| = 2: -log sigma(0.5) + 0.02 / 4."""
+    page = (Path(mindrlhf.__file__).parents[1] / "docs" / "losses.md").read_text(encoding="utf-8")
+    code = page.split("```python\n")[1].split("```")[0].replace('"my_loss"', f'"my_loss_{mode}"')
+    (tmp_path / f"my_losses_{mode}.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    try:
+        what = objective(bind_all([{"type": f"my_losses_{mode}.my_loss_{mode}", "slope": 0.02}], beta=0.1))
+        given = pairs_of(chosen_logps=[5.0], chosen_counts=[3.0], rejected_counts=[2.0])
+        assert both_terms(what, given)[0] == pytest.approx([np.log1p(np.exp(-0.5)) + 0.005])
+        assert slopes_of(what, given)[0] == pytest.approx(np.array([[-0.1, 0.1]]) / (1 + np.exp(0.5)))
+    finally:
+        mindrlhf.losses.registry._LOSSES.pop(f"my_loss_{mode}", None)
+
+
+def test_the_page_on_losses_has_every_loss_and_divergence() -> None:
+    page = (Path(mindrlhf.__file__).parents[1] / "docs" / "losses.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    table = {row[0][2:]: row for row in rows if len(row) == 6}
+    for name in loss_names():
+        assert table[f"`{name}`"][1] == get_loss(name).source
+    assert {f"`f_divergence_type: {name}`" for name in DIVERGENCES if name != "reverse_kl"} <= set(table)
+
+
 @pytest.mark.parametrize(
     ("text", "path", "sentence"),
     [
