@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +17,8 @@ from mindrlhf.runtime.files import require_writable
 from mindrlhf.runtime.logging import log, quiet, world
 
 if TYPE_CHECKING:
-    from mindrlhf.data.formats import Rejected
-    from mindrlhf.data.records import Pair
+    from mindrlhf.data.data_config import DataConfig
+    from mindrlhf.data.parts import Block, Span
     from mindrlhf.runtime.device import Device
     from mindrlhf.trainers.reference import ReferenceScorer
 
@@ -36,43 +35,29 @@ KEYS = {
 def parser() -> Parser:
     """The command line."""
     flags = command("dpo_preprocess.py", __doc__, OVERRIDES, KEYS)
-    files = flags.add_argument_group("files")
-    files.add_argument(
-        "--src",
-        metavar="PATH",
-        required=True,
-        help="preference file (.jsonl or .json); with --merge the folder of parts",
-    )
-    files.add_argument(
-        "--dst",
-        metavar="FILE",
-        required=True,
-        help="MindRecord X.mindrecord to write; parts go to the folder X.parts beside it",
-    )
-    files.add_argument(
-        "--merge",
-        type=boolean,
-        nargs="?",
-        const=True,
-        default=False,
-        metavar="True|False",
-        help="join the parts in --src into --dst and do no more",
-    )
-    files.add_argument("--config", metavar="FILE", help="yaml of the run; without it all keys have their defaults")
+    _add_files(flags)
     data = flags.add_argument_group("data")
-    data.add_argument("--dataset_type", choices=sorted(DATASET_TYPES), help="form of the rows; needed")
+    data.add_argument("--dataset_type", choices=sorted(DATASET_TYPES), help="form of the rows of --src without :FORMAT")
+    data.add_argument(
+        "--map_keys", metavar="FIELD=COLUMN,...", help="names that the files have for fields of the format; or JSON"
+    )
     data.add_argument("--tokenizer", metavar="PATH", help="Hugging Face folder, tokenizer.json or vocab.json; needed")
     data.add_argument("--merges_file", metavar="FILE", help="merges of a vocab.json; else the merges.txt beside it")
     data.add_argument("--seq_len", metavar="N", type=int, help="most tokens of prompt and response together; needed")
     data.add_argument(
         "--max_rejected", metavar="SHARE", type=float, help="share of bad rows above which the exit code is 2"
     )
-    data.add_argument(
+    work = flags.add_argument_group("work")
+    work.add_argument(
+        "--workers", metavar="N", type=int, help="processes that tokenize, of each launched worker; else 1"
+    )
+    work.add_argument(
         "--save_interval",
         metavar="N",
         type=int,
-        help="close a part every N batches; else several workers every 64, and one worker writes no parts",
+        help="close a part every N batches; else several launched workers every 64, and one writes no parts",
     )
+    work.add_argument("--log_interval", metavar="N", type=int, help="say how far it is every N rows")
     reference = flags.add_argument_group("reference log-probs")
     reference.add_argument("--load_checkpoint", metavar="PATH", help="weights of the reference")
     reference.add_argument(
@@ -84,186 +69,229 @@ def parser() -> Parser:
     return flags
 
 
+def _add_files(flags: Parser) -> None:
+    files = flags.add_argument_group("files")
+    files.add_argument(
+        "--src",
+        metavar="WORD",
+        nargs="+",
+        help="preference files, each PATH_OR_GLOB[:FORMAT][#COUNT][@WEIGHT] or NAME:SUBSET of a known set; with "
+        "--merge the folder of parts; needed",
+    )
+    files.add_argument(
+        "--dst", metavar="FILE", help="MindRecord X.mindrecord to write; parts go to the folder X.parts; needed"
+    )
+    files.add_argument(
+        "--merge",
+        type=boolean,
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="True|False",
+        help="join the parts in --src into --dst and do no more",
+    )
+    files.add_argument("--config", metavar="FILE", help="yaml of the run; without it all keys have their defaults")
+    files.add_argument("--data_config", metavar="FILE", help="yaml of the data set in MindSpeed-RL's words; flags win")
+
+
 def main(argv: Sequence[str]) -> int:
     """Run the command; 0, or UserError."""
     quiet()
     words, overrides = parse(parser(), argv)
+    if words.data_config:
+        from mindrlhf.data.data_config import read_data_config
+
+        overrides = _take_over(words, read_data_config(words.data_config), overrides)
     config = read_config(words, overrides, KEYS)
+    _need(words, config)
     if words.merge:
         from mindrlhf.data.merge import merge
 
-        if world() > 1:
-            raise UserError("--merge joins the parts in one process; run it without the launcher")
-
-        merge(words.src, words.dst, max_rejected=config.data.max_rejected, log=log)
+        merge(words.src[0], words.dst, max_rejected=config.data.max_rejected, log=log)
         return 0
-    _need(words, config)
     from mindrlhf.trainers.setup import setup_device
 
     Preprocessing(words, config, setup_device(config, one_model_each=True)).run()
     return 0
 
 
+def _take_over(words: argparse.Namespace, said: DataConfig, overrides: list[str]) -> list[str]:
+    """Give the flags that are not there the values of --data_config; the overrides, with its chat template first."""
+    for name in ("src", "dst", "dataset_type", "tokenizer", "merges_file", "seq_len", "workers", "log_interval"):
+        if getattr(words, name) is None:
+            value = getattr(said, name)
+            setattr(words, name, list(value) or None if name == "src" else value)
+    words.map_keys = words.map_keys or said.map_keys
+    return [f"tokenizer.chat_template={said.chat_template}", *overrides] if said.chat_template else overrides
+
+
 def _need(words: argparse.Namespace, config: Config) -> None:
-    if words.dataset_type is None:
-        raise UserError(f"--dataset_type is missing; give one of {', '.join(sorted(DATASET_TYPES))}")
+    """UserError for what is missing or cannot be, before anything is loaded."""
+    if not words.src:
+        raise UserError("--src is missing; give preference files, or with --merge the folder of parts")
+    if not words.dst:
+        raise UserError("--dst is missing; give the MindRecord to write")
+    from mindrlhf.data.sidecar import check_destination
+
+    if not words.dst.endswith(".mindrecord"):
+        raise UserError(f"--dst is {words.dst}; a MindRecord's name ends in .mindrecord")
+    check_destination(words.dst)
+    if words.merge:
+        if world() > 1:
+            raise UserError("--merge joins the parts in one process; run it without the launcher")
+        if len(words.src) > 1:
+            raise UserError(f"--merge joins the parts of one folder, and --src names {len(words.src)}; give one")
+        return
     if config.tokenizer.path is None:
         raise UserError(
             "no tokenizer is named; give --tokenizer a Hugging Face folder, a tokenizer.json or a vocab.json"
         )
     if config.data.seq_len is None:
         raise UserError("--seq_len is missing; give the most tokens of prompt and response together")
-    if config.data.seq_len < 2:
-        raise UserError(f"--seq_len is {config.data.seq_len}; a prompt and a response need 2 tokens at least")
-    if words.save_interval is not None and words.save_interval < 1:
-        raise UserError(f"--save_interval is {words.save_interval}; give a whole number of batches, 1 or more")
-    from mindrlhf.data.sidecar import check_destination
+    for name, unit in (("workers", "processes"), ("save_interval", "batches"), ("log_interval", "rows")):
+        value = getattr(words, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} is {value}; give a whole number of {unit}, 1 or more")
+    from mindrlhf.data.source_words import read_words
 
-    check_destination(words.dst)
-    if not words.dst.endswith(".mindrecord"):
-        raise UserError(f"--dst is {words.dst}; a MindRecord's name ends in .mindrecord")
-
-
-@dataclass
-class Tally:
-    """What became of the rows of a part: pairs to write, how many were too long, what was rejected."""
-
-    pairs: list[Pair] = field(default_factory=list)
-    overlong: int = 0
-    rejected: Counter[str] = field(default_factory=Counter)
+    read_words(words.src, words.dataset_type)
+    if not Path(config.tokenizer.path).exists():
+        raise UserError(f"the tokenizer {config.tokenizer.path} does not exist; give --tokenizer one that does")
 
 
 class Preprocessing:
-    """One worker's share: the rank-th contiguous slice of the rows, read, encoded and scored in blocks."""
+    """One worker's share: the rank-th contiguous slice of the rows, read, encoded and scored in blocks.
+
+    rows of the source -> ids, by several processes -> blocks of pairs -> reference log-probs -> parts, or one record
+    """
 
     def __init__(self, words: argparse.Namespace, config: Config, device: Device) -> None:
-        from mindrlhf.data.formats import count_rows
-        from mindrlhf.data.tokenizers import load_tokenizer
+        from mindrlhf.data.encode_rows import RowEncoder
+        from mindrlhf.data.map_keys import read_map_keys
+        from mindrlhf.data.sources import Source
 
         self.words, self.config, self.device = words, config, device
-        require_writable(Path(words.dst).parent)
-        self.seq_len: int = config.data.seq_len or 0
+        given = words.map_keys
+        map_keys = read_map_keys(given) if isinstance(given, str) else given
+        self.source = Source(words.src, words.dataset_type, map_keys)
         assert config.tokenizer.path is not None
-        self.tokenizer = load_tokenizer(config.tokenizer.path, words.merges_file)
-        self.total = count_rows(words.src)
-        share = [self.total * rank // device.world for rank in (device.rank, device.rank + 1)]
-        self.start, self.stop = share
-        self.rejected: list[Rejected] = []
+        self.encoder = RowEncoder(
+            self.source,
+            config.tokenizer.path,
+            words.merges_file,
+            config.tokenizer.chat_template,
+            config.data.seq_len or 0,
+            config.data.overlong,
+        )
+        self.tokenizer = self.encoder.tokenizer
         self.scorer = self._scorer()
-        self.provenance = self._provenance()
+        self.rejected = 0
 
     def _scorer(self) -> ReferenceScorer | None:
-        if self.config.rlhf.reference == "none":
+        rlhf = self.config.rlhf
+        if rlhf.reference != "record" or rlhf.reference_free:
             return None
         from mindrlhf.trainers.policy import find_source
         from mindrlhf.trainers.reference import ReferenceScorer
 
-        return ReferenceScorer(self.config, self.device, find_source(self.config), self.seq_len)
+        return ReferenceScorer(self.config, self.device, find_source(self.config), self.encoder.seq_len)
 
     def _provenance(self) -> dict[str, Any]:
-        from mindrlhf.runtime.files import sha256_file
-
         return {
             "version": __version__,
-            "dataset_sha256": sha256_file(self.words.src),
-            "dataset_type": self.words.dataset_type,
+            "dataset_sha256": self.source.sha256,
+            "dataset_files": [Path(file).name for file in self.source.files],
             "tokenizer_path": str(Path(self.tokenizer.path).resolve()),
             "tokenizer_hash": self.tokenizer.tokenizer_hash,
             "template_hash": self.tokenizer.template_hash,
-            "seq_len": self.seq_len,
-            "overlong": self.config.data.overlong,
-            "reference": self.config.rlhf.reference,
+            "seq_len": self.encoder.seq_len,
+            "overlong": self.encoder.overlong,
+            # A record without serves a run with a reference online as well as one without.
+            "reference": "record" if self.scorer else "none",
             **(self.scorer.provenance if self.scorer else {}),
         }
 
     def run(self) -> None:
-        """Write the parts of this worker, or the whole file where there is one worker and no --save_interval."""
-        from mindrlhf.data import records
+        """Write the parts of this worker, or the whole record where there is one worker and no --save_interval."""
+        require_writable(Path(self.words.dst).parent)
+        if self.device.world > 1 or self.words.save_interval is not None:
+            self._write_parts()
+        else:
+            self._write_record()
+
+    def _write_parts(self) -> None:
+        from mindrlhf.data.parts import Parts
         from mindrlhf.runtime.progress import Progress
 
-        whole = self.device.world == 1 and self.words.save_interval is None
-        if not whole:
-            records.clear_parts(self.words.dst, self.device.rank, self.device.world)
-        progress = Progress("preprocess", self.stop - self.start, unit="row")
-        every = self._block_pairs()
-        tally, begin, part = Tally(), self.start, 0
-        for stop, block in self._blocks(every, progress):
-            tally.pairs += self.scorer.score(block.pairs) if self.scorer else block.pairs
-            tally.overlong += block.overlong
-            tally.rejected += block.rejected
-            if not whole:
-                self._write(records.part_path(self.words.dst, self.device.rank, part), tally, (begin, stop))
-                tally, begin, part = Tally(), stop, part + 1
+        device = self.device
+        parts = Parts(self.words.dst, device.rank, device.world, self.source.total, self._provenance())
+        device.barrier()
+        parts.clear()
+        if parts.kept:
+            log(f"continuing: {len(parts.kept)} parts with {parts.kept_rows} rows are kept")
+        progress = Progress("preprocess", parts.stop - parts.start, parts.kept_rows, unit="row")
+        for span in parts.missing():
+            for block in self._blocks(span, progress):
+                parts.add(block)
         progress.close()
-        self._finish(whole, tally)
+        device.leave()
+        log(f"parts: {parts.folder}; join them with --merge True --src {parts.folder} --dst {self.words.dst}")
+
+    def _write_record(self) -> None:
+        from mindrlhf.data import merge
+        from mindrlhf.data.records import write_records
+        from mindrlhf.data.rejected import RejectedLines, rejected_file
+        from mindrlhf.data.spool import Spool
+        from mindrlhf.runtime.progress import Progress
+
+        dst, total = Path(self.words.dst), self.source.total
+        spool, lines = Spool(dst.parent), RejectedLines(rejected_file(dst))
+        overlong, rejected = 0, Counter[str]()
+        progress = Progress("preprocess", total, unit="row")
+        try:
+            for block in self._blocks((0, total), progress):
+                spool.add(block.pairs)
+                lines.add(block.lines)
+                overlong += block.overlong
+                rejected += block.reasons
+            progress.close()
+        except BaseException:
+            lines.discard()
+            raise
+        bad = lines.finish()
+        counts = (total, spool.sizes.pairs, overlong, rejected)
+        merge.require_written(*counts, bad)
+        write_records(
+            dst,
+            spool,
+            sizes=spool.sizes,
+            provenance=self._provenance(),
+            span=(0, total),
+            total=total,
+            overlong=overlong,
+            rejected=rejected,
+        )
+        log(f"{dst}: {merge.accounting(*counts)}")
+        limit = self.config.data.max_rejected
+        merge.judge(rejected=rejected, total=total, max_rejected=limit, rejected_file=bad)
+
+    def _blocks(self, span: Span, progress: Any) -> Iterator[Block]:
+        """What becomes of the rows of a span, reference log-probs included."""
+        from mindrlhf.data.encode_rows import encode_rows
+        from mindrlhf.data.parts import blocks
+
+        outcomes = encode_rows(self.encoder, self.source.raw(*span), self.words.workers or 1)
+        for block in blocks(outcomes, span[0], self._block_pairs()):
+            if self.scorer:
+                block.pairs = self.scorer.score(block.pairs)
+            self.rejected += len(block.rejected)
+            progress.advance(f"{self.rejected} rejected", block.stop - block.start)
+            every = self.words.log_interval
+            if every and block.stop // every > block.start // every:
+                progress.say(f"row {block.stop}: {self.rejected} rejected")
+            yield block
 
     def _block_pairs(self) -> int:
         from mindrlhf.trainers.reference import PAIRS_PER_BATCH
 
         return PAIRS_PER_BATCH * (self.words.save_interval or BLOCK_BATCHES)
-
-    def _blocks(self, pairs_per_block: int, progress: Any) -> Iterator[tuple[int, Tally]]:
-        """(row behind the last, what became of its rows); blocks have `pairs_per_block` pairs, the last fewer."""
-        from mindrlhf.data.formats import Rejected, read_rows
-
-        block, row = Tally(), self.start
-        for row, preference in enumerate(
-            read_rows(self.words.src, self.words.dataset_type, self.start, self.stop), start=self.start
-        ):
-            outcome = preference if isinstance(preference, Rejected) else self._encode(row, preference)
-            if isinstance(outcome, Rejected):
-                self.rejected.append(outcome)
-                block.rejected[outcome.reason] += 1
-            elif outcome is None:
-                block.overlong += 1
-            else:
-                block.pairs.append(outcome)
-            progress.advance(f"{len(self.rejected)} rejected")
-            if len(block.pairs) == pairs_per_block:
-                yield row + 1, block
-                block = Tally()
-        if block.pairs or block.overlong or block.rejected:
-            yield self.stop, block
-
-    def _encode(self, row: int, preference: Any) -> Any:
-        """Pair, None where it is overlong, or Rejected."""
-        from mindrlhf.data.formats import Rejected
-        from mindrlhf.data.preference import encode_pair, fit
-        from mindrlhf.data.records import Pair
-        from mindrlhf.data.templates import TemplateError
-
-        try:
-            encoded = fit(encode_pair(self.tokenizer, preference), self.seq_len, self.config.data.overlong)
-        except TemplateError as error:
-            return Rejected(preference.line, error.reason, error.sentence, preference.raw)
-        return encoded and Pair(row, encoded.prompt_ids, encoded.chosen_ids, encoded.rejected_ids)
-
-    def _write(self, path: Path, tally: Tally, rows: tuple[int, int]) -> None:
-        from mindrlhf.data.records import write_records
-
-        write_records(
-            path,
-            tally.pairs,
-            provenance=self.provenance,
-            span=rows,
-            total=self.total,
-            overlong=tally.overlong,
-            rejected=dict(tally.rejected),
-        )
-
-    def _finish(self, whole: bool, tally: Tally) -> None:
-        from mindrlhf.data import merge, records
-
-        folder = records.part_folder(self.words.dst)
-        file = merge.rejected_file(self.words.dst) if whole else folder / merge.worker_rejected(self.device.rank)
-        lines = merge.write_rejected(file, self.rejected)
-        if not whole:
-            self.device.leave()
-            log(f"parts: {folder}; join them with --merge True --src {folder} --dst {self.words.dst}")
-            return
-        counts = (self.total, len(tally.pairs), tally.overlong, tally.rejected)
-        merge.require_written(*counts, lines)
-        self._write(Path(self.words.dst), tally, (0, self.total))
-        log(f"{self.words.dst}: {merge.accounting(*counts)}")
-        limit = self.config.data.max_rejected
-        merge.judge(rejected=tally.rejected, total=self.total, max_rejected=limit, rejected_file=lines)

@@ -302,17 +302,3 @@ def _shared_text(chosen: str, rejected: str) -> str:
     """What both begin with; a blank before the difference belongs to the answers, as in TRL."""
     shared = chosen[: common_length(chosen, rejected)]
     return shared.removesuffix(" ")
-
-
-def count_rows(path: Any) -> int:
-    from mindrlhf.data.file_rows import open_rows
-
-    rows = open_rows(path)
-    rows.scan()
-    return rows.total
-
-
-def read_rows(path: Any, dataset_type: str, start: int = 0, stop: int | None = None) -> Any:
-    from mindrlhf.data.sources import Source
-
-    return Source([str(path)], dataset_type).read(start, stop)

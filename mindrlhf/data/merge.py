@@ -6,23 +6,18 @@ Every source row is written, overlong or rejected. Rejected ones are judged once
 from __future__ import annotations
 
 import json
-import re
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable
+from typing import Callable
 
 from mindrlhf.data.records import read_pairs, write_records
-from mindrlhf.data.sidecar import Sidecar, check_destination, complete_parts, find_parts
+from mindrlhf.data.rejected import RejectedLines, rejected_file
+from mindrlhf.data.sidecar import Part, Sidecar, check_destination, complete_parts, find_parts
+from mindrlhf.data.spool import Sizes
 from mindrlhf.runtime import logging
 from mindrlhf.runtime.errors import UserError
-from mindrlhf.runtime.files import PathLike, replacing
-
-if TYPE_CHECKING:
-    from mindrlhf.data.formats import Rejected
-
-WORKER_REJECTED = re.compile(r"rejected-(\d{4,})\.jsonl")
+from mindrlhf.runtime.files import PathLike
 
 
 def merge(
@@ -38,25 +33,27 @@ def merge(
         raise UserError(f"{folder} is not a folder of parts; name the one that preprocessing wrote")
     check_destination(dst)
     parts = complete_parts(find_parts(folder))
-    sidecars = [sidecar for _, sidecar in parts]
     rejected: Counter[str] = Counter()
-    for sidecar in sidecars:
+    overlong, sizes = 0, Sizes()
+    for _, sidecar in parts:
         rejected.update(sidecar.rejected)
-    overlong = sum(sidecar.overlong for sidecar in sidecars)
-    total = sidecars[0].total
-    pairs = list(read_pairs(parts))
-    lines = join_rejected(folder, dst)
-    require_written(total, len(pairs), overlong, rejected, lines)
+        overlong += sidecar.overlong
+        sizes += Sizes(sidecar.pairs, sidecar.largest_row, sidecar.row_bytes, sidecar.max_response)
+    first = parts[0][1]
+    total = first.total
+    lines = join_rejected(parts, dst)
+    require_written(total, sizes.pairs, overlong, rejected, lines)
     merged = write_records(
         dst,
-        pairs,
-        provenance=sidecars[0].provenance,
+        read_pairs(parts),
+        sizes=sizes,
+        provenance=first.provenance,
         span=(0, total),
         total=total,
         overlong=overlong,
         rejected=rejected,
     )
-    log(f"{dst}: {accounting(total, len(pairs), overlong, rejected)}")
+    log(f"{dst}: {accounting(total, sizes.pairs, overlong, rejected)}")
     judge(rejected=rejected, total=total, max_rejected=max_rejected, rejected_file=lines)
     return merged
 
@@ -90,54 +87,14 @@ def judge(*, rejected: Mapping[str, int], total: int, max_rejected: float, rejec
         )
 
 
-def rejected_file(dst: PathLike) -> Path:
-    """`out.mindrecord` -> `out.mindrecord.rejected.jsonl`."""
-    return Path(f"{dst}.rejected.jsonl")
-
-
-def worker_rejected(rank: int) -> str:
-    """Name of the file of a worker's rejected lines in the folder of parts: `rejected-RRRR.jsonl`."""
-    return f"rejected-{rank:04d}.jsonl"
-
-
-def write_rejected(path: PathLike, rows: Iterable[Rejected]) -> Path | None:
-    """Write one JSON object per rejected row to `path` and return it; with none, no file is left there.
-
-    Bytes that are not UTF-8 become lone surrogates (`surrogateescape`), so that the line can be had back.
-    """
-    target = Path(path)
-    lines = [_line(row) for row in rows]
-    if not lines:
-        target.unlink(missing_ok=True)
-        return None
-    with replacing(target) as temporary:
-        temporary.write_bytes(b"".join(lines))
-    return target
-
-
-def join_rejected(folder: PathLike, dst: PathLike) -> Path | None:
-    """Join the workers' rejected lines to `<dst>.rejected.jsonl`, by rank; with none, no file is left there."""
-    target = rejected_file(dst)
-    ranks = {int(name[1]): file for file in Path(folder).iterdir() if (name := WORKER_REJECTED.fullmatch(file.name))}
-    if not ranks:
-        target.unlink(missing_ok=True)
-        return None
-    with replacing(target) as temporary, open(temporary, "wb") as joined:
-        for rank in sorted(ranks):
-            with open(ranks[rank], "rb") as lines:
-                shutil.copyfileobj(lines, joined)
-    return target
-
-
-def _line(row: Rejected) -> bytes:
-    words = {
-        "line": row.line,
-        "reason": row.reason,
-        "sentence": row.sentence,
-        "text": row.raw.decode("utf-8", "surrogateescape"),
-    }
-    # Here a lone surrogate becomes the JSON escape that stands for it.
-    return json.dumps(words, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+def join_rejected(parts: Iterable[Part], dst: PathLike) -> Path | None:
+    """Join the rejected lines of parts, in their order, to `<dst>.rejected.jsonl`; with none, no file is left there."""
+    joined = RejectedLines(rejected_file(dst))
+    for path, _ in parts:
+        if rejected_file(path).is_file():
+            with open(rejected_file(path), "rb") as lines:
+                joined.add(lines)
+    return joined.finish()
 
 
 def _reasons(rejected: Mapping[str, int]) -> str:
@@ -145,10 +102,10 @@ def _reasons(rejected: Mapping[str, int]) -> str:
     return f" ({words})" if words else ""
 
 
-def _where(rejected_file: PathLike | None) -> str:
+def _where(lines_file: PathLike | None) -> str:
     """Where the rejected lines are, and the first of them, which is mostly like the others."""
-    if not rejected_file:
+    if not lines_file:
         return ""
-    with open(rejected_file, encoding="utf-8") as lines:
+    with open(lines_file, encoding="utf-8") as lines:
         first = json.loads(lines.readline())
-    return f"; the rejected lines are in {rejected_file}, the first is line {first['line']}: {first['sentence']}"
+    return f"; the rejected lines are in {lines_file}, the first is line {first['line']}: {first['sentence']}"

@@ -10,14 +10,16 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Callable
 
 import numpy as np
 
+from mindrlhf.data.rejected import RejectedLines, rejected_file
 from mindrlhf.data.sidecar import (
     ENDING,
     Part,
@@ -29,6 +31,7 @@ from mindrlhf.data.sidecar import (
     sidecar_path,
     write_sidecar,
 )
+from mindrlhf.data.spool import Sizes, sizes_of
 from mindrlhf.runtime import logging
 from mindrlhf.runtime.errors import BadRecord, UserError
 from mindrlhf.runtime.files import PathLike, fsync_path, sha256_file
@@ -40,7 +43,7 @@ SMALLEST_PAGE = 1 << 20
 MOST_PAGES = 2048  # each takes about 200 bytes of the header
 ROWS_PER_WRITE = 1000  # fixed: the bytes of a MindRecord depend on it
 # Parts, their indices and sidecars, rejected lines, and temporary ones of a run that was killed.
-LEFTOVER = re.compile(r"\.?(?:part|rejected)-(\d{4,})[-.]")
+LEFTOVER = re.compile(r"\.?((?:part|rejected)-(\d{4,})(?:-\d{5,})?)[-.]")
 
 
 @dataclass(frozen=True)
@@ -71,12 +74,16 @@ def part_path(dst: PathLike, rank: int, part: int) -> Path:
     return part_folder(dst) / f"part-{rank:04d}-{part:05d}{ENDING}"
 
 
-def clear_parts(dst: PathLike, rank: int, world: int) -> None:
-    """Remove what an earlier run left among the parts: worker `rank` that of the ranks rank, rank + world, ..."""
+def clear_parts(dst: PathLike, rank: int, world: int, keep: Collection[Path] = ()) -> None:
+    """Remove what an earlier run left among the parts, but for those to `keep`: worker `rank` that of the ranks rank,
+    rank + world, ..."""
     folder = part_folder(dst)
+    kept = {path.name.removesuffix(ENDING) for path in keep}
     for entry in folder.iterdir() if folder.is_dir() else ():
         name = LEFTOVER.match(entry.name)
-        if name is None or int(name[1]) % world != rank:
+        if name is None or int(name[2]) % world != rank:
+            continue
+        if name[1] in kept and not entry.name.startswith("."):
             continue
         if entry.is_dir():
             shutil.rmtree(entry)
@@ -86,53 +93,69 @@ def clear_parts(dst: PathLike, rank: int, world: int) -> None:
 
 def write_records(
     path: PathLike,
-    pairs: Sequence[Pair],
+    pairs: Iterable[Pair],
     *,
     provenance: Mapping[str, Any],
     span: tuple[int, int],
     total: int,
     overlong: int,
     rejected: Mapping[str, int],
+    sizes: Sizes | None = None,
+    workers: int = 1,
+    lines: Iterable[bytes] = (),
 ) -> Sidecar:
     """Write the pairs of source rows `span[0]` to `span[1]` - 1 of `total`; a MindRecord of that name is replaced when
     the new one is complete. The same pairs and name give the same bytes.
+
+    `sizes` are those of the pairs, to be given where these are a stream; `lines` are rejected lines of a part, which
+    belong to it then.
 
     Pairs carry reference log-probs when `provenance["reference"]` is "record", and only then. BadRecord for a pair that
     is not so or has an empty field, and where MindSpore kept fewer pairs than it was given.
     """
     target = Path(path)
     check_destination(target)
-    accounted = len(pairs) + overlong + sum(rejected.values())
+    if sizes is None:
+        pairs = list(pairs)
+        sizes = sizes_of(pairs)
+    accounted = sizes.pairs + overlong + sum(rejected.values())
     assert span[1] - span[0] == accounted, f"{span} is not {accounted} rows"
     schema = _schema(_has_reference(provenance))
-    chosen_tokens = [len(pair.chosen_ids) for pair in pairs]
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent) as folder:
-        files = data_files(Path(folder, target.name))
-        _write_mindrecord(files[0], pairs, schema)
+        files = [*data_files(Path(folder, target.name))]
+        _write_mindrecord(files[0], pairs, sizes, schema)
+        collected = RejectedLines(rejected_file(files[0]))
+        collected.add(lines)
+        files += filter(None, [collected.finish()])
         sidecar = Sidecar(
             provenance=dict(provenance),
             fields=list(schema),
             rows=span,
             total=total,
-            pairs=len(pairs),
+            pairs=sizes.pairs,
             overlong=overlong,
             rejected=dict(rejected),
-            chosen_tokens=chosen_tokens,
-            max_prompt=max((len(pair.prompt_ids) for pair in pairs), default=0),
-            max_response=max([*chosen_tokens, *(len(pair.rejected_ids) for pair in pairs)], default=0),
+            largest_row=sizes.largest_row,
+            row_bytes=sizes.row_bytes,
+            max_response=sizes.max_response,
+            workers=workers,
             files={file.name: {"sha256": sha256_file(file), "size": file.stat().st_size} for file in files},
         )
-        # Without its sidecar a half-replaced record does not verify.
-        sidecar_path(target).unlink(missing_ok=True)
-        fsync_path(target.parent)
-        for file in files:
-            file.chmod(0o644)  # MindSpore lets nobody else read them
-            fsync_path(file)
-            os.replace(file, target.with_name(file.name))
-        fsync_path(target.parent)
+        _move_in(files, target)
     write_sidecar(target, sidecar)
     return sidecar
+
+
+def _move_in(files: Sequence[Path], target: Path) -> None:
+    """Put the files of a record where `target` belongs, whose sidecar is removed first: half replaced it would lie."""
+    sidecar_path(target).unlink(missing_ok=True)
+    fsync_path(target.parent)
+    for file in files:
+        file.chmod(0o644)  # MindSpore lets nobody else read them
+        fsync_path(file)
+        os.replace(file, target.with_name(file.name))
+    fsync_path(target.parent)
 
 
 def read_pairs(parts: Sequence[Part]) -> Iterator[Pair]:
@@ -175,7 +198,6 @@ class PairRecords:
             raise UserError(f"{path} holds no pair; preprocess again")
         self.path = Path(path)
         self.provenance = parts[0][1].provenance
-        self.max_prompt = max(sidecar.max_prompt for _, sidecar in parts)
         self.max_response = max(sidecar.max_response for _, sidecar in parts)
         self._ids = np.array(ids, np.int64)
         self._tokens = {name: np.frombuffer(buffer, np.int32) for name, buffer in tokens.items()}
@@ -196,11 +218,6 @@ class PairRecords:
     def max_token(self) -> int:
         """The largest token id."""
         return max(int(buffer.max()) for buffer in self._tokens.values())
-
-    @property
-    def chosen_lengths(self) -> np.ndarray:
-        """Tokens of the chosen response of every pair: (len,) int64."""
-        return np.diff(self._ends["chosen_ids"])
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -258,25 +275,25 @@ def _row(pair: Pair, schema: Mapping[str, Any]) -> dict[str, Any]:
     return row
 
 
-def _page_bytes(pairs: Sequence[Pair]) -> int:
+def _page_bytes(sizes: Sizes) -> int:
     """A power of two that holds the longest row, and so many of all rows that the header can list the pages."""
-    sizes = [1024 + 4 * sum(len(getattr(pair, name)) for name in TOKEN_FIELDS) for pair in pairs]
-    needed = max(max(sizes, default=0), sum(sizes) // MOST_PAGES)
+    needed = max(sizes.largest_row, sizes.row_bytes // MOST_PAGES)
     return max(SMALLEST_PAGE, 1 << (needed - 1).bit_length())
 
 
-def _write_mindrecord(path: Path, pairs: Sequence[Pair], schema: dict[str, dict[str, Any]]) -> None:
+def _write_mindrecord(path: Path, pairs: Iterable[Pair], sizes: Sizes, schema: dict[str, dict[str, Any]]) -> None:
     from mindspore.mindrecord import FileReader, FileWriter
 
     writer = FileWriter(str(path))
     writer.set_header_size(HEADER_BYTES)
-    writer.set_page_size(_page_bytes(pairs))
+    writer.set_page_size(_page_bytes(sizes))
     writer.add_schema(schema, "pairs")
-    for start in range(0, len(pairs), ROWS_PER_WRITE):
-        writer.write_raw_data([_row(pair, schema) for pair in pairs[start : start + ROWS_PER_WRITE]])
+    rest = iter(pairs)
+    while some := [_row(pair, schema) for pair in islice(rest, ROWS_PER_WRITE)]:
+        writer.write_raw_data(some)
     writer.commit()
     with closing(FileReader(str(path), num_consumer=1)) as reader:
         kept = reader.len()
     # A pair that MindSpore does not like is dropped with no more than a warning.
-    if kept != len(pairs):
-        raise BadRecord(f"{path.name}: MindSpore kept {kept} of {len(pairs)} pairs; their fields have a wrong type")
+    if kept != sizes.pairs:
+        raise BadRecord(f"{path.name}: MindSpore kept {kept} of {sizes.pairs} pairs; their fields have a wrong type")

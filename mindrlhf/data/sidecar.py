@@ -17,7 +17,7 @@ from typing import Any
 from mindrlhf.runtime.errors import BadRecord, UserError
 from mindrlhf.runtime.files import PathLike, sha256_file, write_json
 
-FORMAT = 1
+FORMAT = 2
 ENDING = ".mindrecord"
 PART_NAME = re.compile(r"part-\d{4,}-\d{5,}\.mindrecord")
 FORBIDDEN = "\\:*?\"<>|`&';"  # MindSpore refuses these in a file name
@@ -27,9 +27,9 @@ FORBIDDEN = "\\:*?\"<>|`&';"  # MindSpore refuses these in a file name
 class Sidecar:
     """What a MindRecord holds: of `total` source rows those from `rows[0]` to `rows[1]` - 1, and what became of them.
 
-    `pairs` were written, `overlong` and `rejected` (reason to count) were not. `chosen_tokens` has the length of
-    chosen_ids of every pair, `max_prompt` and `max_response` are the longest prompt and the longest response of either
-    kind, in tokens. `files` gives size and sha256 of the data file and of its index.
+    `pairs` were written, `overlong` and `rejected` (reason to count) were not. `largest_row`, `row_bytes` and
+    `max_response`: see `mindrlhf.data.spool.Sizes`. `workers` share the rows, of which this is a part. `files` gives
+    size and sha256 of the data file, of its index and, beside a part, of its rejected lines.
     """
 
     provenance: dict[str, Any]
@@ -39,9 +39,10 @@ class Sidecar:
     pairs: int
     overlong: int
     rejected: dict[str, int]
-    chosen_tokens: list[int]
-    max_prompt: int
+    largest_row: int
+    row_bytes: int
     max_response: int
+    workers: int
     files: dict[str, dict[str, Any]]
     format: int = FORMAT
 
@@ -81,11 +82,12 @@ def verify(record: PathLike) -> Sidecar:
     path = Path(record)
     if not path.is_file():
         raise BadRecord(f"{path} does not exist or is no file")
-    sidecar = _read_sidecar(path)
+    sidecar = read_sidecar(path)
     for file in data_files(path):
         if file.name not in sidecar.files:
             written = ", ".join(sorted(sidecar.files))
             raise BadRecord(f"{file} was written as {written}; a MindRecord cannot be renamed, give it its name back")
+    for file in (path.with_name(name) for name in sidecar.files):
         if not file.is_file():
             raise BadRecord(f"{file} is missing; copy it from where {path.name} comes from or preprocess again")
         expected = sidecar.files[file.name]
@@ -115,7 +117,8 @@ def complete_parts(files: Sequence[Path]) -> list[Part]:
     return parts
 
 
-def _read_sidecar(record: Path) -> Sidecar:
+def read_sidecar(record: Path) -> Sidecar:
+    """What a MindRecord says of itself, its files not looked at; BadRecord where that is damaged or absent."""
     path = sidecar_path(record)
     again = "preprocess again"
     if not path.is_file() and record.suffix != ENDING:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from mindrlhf.data.formats import Rejected
-from mindrlhf.data.merge import accounting, join_rejected, judge, merge, rejected_file, worker_rejected, write_rejected
+from mindrlhf.data.merge import accounting, judge, merge
 from mindrlhf.data.records import Pair, PairRecords, part_folder, part_path, write_records
+from mindrlhf.data.rejected import RejectedLines, rejected_file, rejected_line
 from mindrlhf.data.sidecar import Sidecar, verify
 from mindrlhf.runtime.errors import BadRecord, UserError
 
@@ -27,7 +28,8 @@ def pair(row: int) -> Pair:
 def write(path: Path, first: int, stop: int, total: int = TOTAL, **provenance: Any) -> Sidecar:
     """Rows first to stop - 1, as preprocessing would write them."""
     pairs = [pair(row) for row in range(first, stop) if row not in OVERLONG + BROKEN]
-    bad = sum(first <= row < stop for row in BROKEN)
+    broken = [row for row in BROKEN if first <= row < stop]
+    count = len(broken)
     return write_records(
         path,
         pairs,
@@ -35,7 +37,8 @@ def write(path: Path, first: int, stop: int, total: int = TOTAL, **provenance: A
         span=(first, stop),
         total=total,
         overlong=sum(first <= row < stop for row in OVERLONG),
-        rejected={"null": bad} if bad else {},
+        rejected={"null": count} if count else {},
+        lines=[rejected_line(bad(row + 1)) for row in broken] if path.name.startswith("part-") else (),
     )
 
 
@@ -132,7 +135,6 @@ def test_a_folder_that_is_none_and_an_empty_one_are_errors(tmp_path: Path) -> No
 def test_too_many_rejected_rows_are_an_error_after_the_record_was_written(tmp_path: Path) -> None:
     dst = tmp_path / "x.mindrecord"
     folder = write_parts(dst, 0, 6, 12)
-    write_rejected(folder / worker_rejected(1), [bad(8)])
     with pytest.raises(UserError) as caught:
         merge(folder, dst, max_rejected=0.08)
     assert str(caught.value) == (
@@ -155,33 +157,59 @@ def test_when_no_row_was_written_nothing_is_replaced(tmp_path: Path) -> None:
     assert verify(dst) == before
 
 
-def test_rejected_lines_are_joined_by_rank(tmp_path: Path) -> None:
+def test_rejected_lines_are_joined_in_row_order(tmp_path: Path) -> None:
+    """Each part has its own, whatever its name."""
     dst = tmp_path / "x.mindrecord"
-    for rank in (10, 2, 0):
-        write_rejected(part_folder(dst) / worker_rejected(rank), [bad(100 + rank), bad(200 + rank)])
-    assert join_rejected(part_folder(dst), dst) == rejected_file(dst)
-    lines = [json.loads(line)["line"] for line in rejected_file(dst).read_text().splitlines()]
-    assert lines == [100, 200, 102, 202, 110, 210]
+    for part, row in enumerate((2, 1, 0)):
+        write_records(
+            part_path(dst, part, 0),
+            [pair(row)],
+            provenance=PROVENANCE,
+            span=(2 * row, 2 * row + 2),
+            total=6,
+            overlong=0,
+            rejected={"null": 1},
+            lines=[rejected_line(bad(10 * row))],
+        )
+    merge(part_folder(dst), dst, max_rejected=1.0)
+    assert [json.loads(line)["line"] for line in rejected_file(dst).read_text().splitlines()] == [0, 10, 20]
+    rejected_file(part_path(dst, 0, 0)).write_text("{}\n")
+    with pytest.raises(BadRecord, match=r"part-0000-00000.mindrecord.rejected.jsonl has 3 bytes"):
+        merge(part_folder(dst), dst, max_rejected=1.0)
 
 
 def test_old_rejected_lines_do_not_outlive_a_run_without_any(tmp_path: Path) -> None:
     place = rejected_file(tmp_path / "x.mindrecord")
-    assert write_rejected(place, [bad(1)]) == place
-    assert write_rejected(place, []) is None
+    lines = RejectedLines(place)
+    lines.add([rejected_line(bad(1))])
     assert not place.exists()
-    place.write_text("{}\n")
-    assert join_rejected(tmp_path, tmp_path / "x.mindrecord") is None
+    assert lines.finish() == place
+    assert place.exists()
+    assert RejectedLines(place).finish() is None
     assert not place.exists()
+
+
+def test_discarded_lines_leave_what_was_there(tmp_path: Path) -> None:
+    place = tmp_path / "r.jsonl"
+    place.write_text("before")
+    lines = RejectedLines(place)
+    lines.add([b"now\n"])
+    lines.discard()
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["before"]
+    (tmp_path / ".r.jsonl.4711.tmp").write_text("of a killed run")
+    RejectedLines(place)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["before"]
 
 
 @pytest.mark.parametrize("raw", ["{提示: “你好”\u2028}".encode(), b'{"prompt": "\xff\xfe"}', b"\xed\xa0\x80\n"])
-def test_a_rejected_line_can_be_had_back(tmp_path: Path, raw: bytes) -> None:
-    place = tmp_path / "r.jsonl"
-    write_rejected(place, [bad(3, raw), bad(4)])
-    first, second = (json.loads(line) for line in place.read_bytes().splitlines())
-    assert first["text"].encode("utf-8", "surrogateescape") == raw
-    assert first == {"line": 3, "reason": "null", "sentence": "line 3: prompt is null", "text": first["text"]}
-    assert second["line"] == 4
+def test_a_rejected_line_can_be_had_back(raw: bytes) -> None:
+    line = rejected_line(bad(3, raw))
+    assert line.endswith(b"}\n")
+    words = json.loads(line)
+    assert words["text"].encode("utf-8", "surrogateescape") == raw
+    assert words == {"line": 3, "reason": "null", "sentence": "line 3: prompt is null", "text": words["text"]}
+    named = Rejected(3, "null", "prompt is null", raw, "b.jsonl")
+    assert json.loads(rejected_line(named))["file"] == "b.jsonl"
 
 
 def test_accounting() -> None:

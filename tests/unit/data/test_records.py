@@ -98,10 +98,8 @@ def test_what_is_read_is_bit_for_bit_what_was_written_in_any_order(record: Path)
 
 def test_a_record_says_its_sizes(record: Path) -> None:
     records, pairs, sidecar = PairRecords(record), [pair(row) for row in range(8)], verify(record)
-    chosen = [len(each.chosen_ids) for each in pairs]
-    assert sidecar.chosen_tokens == chosen == records.chosen_lengths.tolist()
-    assert records.chosen_lengths.dtype == np.int64
-    assert sidecar.max_prompt == records.max_prompt == max(len(each.prompt_ids) for each in pairs)
+    rows = [1024 + 4 * sum(len(getattr(each, name)) for name in TOKEN_FIELDS) for each in pairs]
+    assert (sidecar.largest_row, sidecar.row_bytes) == (max(rows), sum(rows))
     longest = max(max(len(each.chosen_ids), len(each.rejected_ids)) for each in pairs)
     assert sidecar.max_response == records.max_response == longest
     assert records.seq_len == 64
@@ -212,7 +210,7 @@ def test_a_missing_sidecar_is_refused(record: Path) -> None:
 
 
 def _without_key(body: dict[str, Any]) -> str:
-    return json.dumps({key: value for key, value in body.items() if key != "max_prompt"})
+    return json.dumps({key: value for key, value in body.items() if key != "row_bytes"})
 
 
 @pytest.mark.parametrize(
@@ -220,9 +218,9 @@ def _without_key(body: dict[str, Any]) -> str:
     [
         (lambda body: "", "is not JSON"),
         (lambda body: json.dumps(body)[:-1], "is not JSON"),
-        (lambda body: "[1]", "is not the sidecar of a MindRecord in format 1"),
-        (lambda body: json.dumps({**body, "format": 2}), "is not the sidecar of a MindRecord in format 1"),
-        (_without_key, "missing or foreign keys max_prompt"),
+        (lambda body: "[1]", "is not the sidecar of a MindRecord in format 2"),
+        (lambda body: json.dumps({**body, "format": 1}), "is not the sidecar of a MindRecord in format 2"),
+        (_without_key, "missing or foreign keys row_bytes"),
         (lambda body: json.dumps({**body, "max_response": 1}), "its sha256 is not the one written"),
     ],
 )
