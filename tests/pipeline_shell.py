@@ -62,7 +62,8 @@ class Shell:
 
     def preprocess(self, name: str, *more: object, workers: int = 0) -> Ended:
         """data/`name`.jsonl -> `name`.mindrecord, with reference log-probs of the model."""
-        files = ["--src", f"data/{name}.jsonl", "--dst", f"{name}.mindrecord", "--dataset_type", "cvalues"]
+        files = ["--src", f"data/{name}.jsonl", "--dataset_type", "cvalues"]
+        files += [] if "--dst" in more else ["--dst", f"{name}.mindrecord"]
         model = ["--tokenizer", "model", "--load_checkpoint", "model", "--seq_len", SEQ_LEN]
         return self("tools/dpo_preprocess.py", *CONFIG, *files, *model, *more, workers=workers)
 

@@ -43,7 +43,11 @@ class Parser(argparse.ArgumentParser):
 
     def format_help(self) -> str:
         """The usage has what must be given, and the groups have the rest."""
-        needed = [f"{action.option_strings[0]} {action.metavar}" for action in self._actions if action.required]
+        needed = [
+            f"{action.option_strings[0]} {action.metavar or '{' + ','.join(action.choices or ()) + '}'}"
+            for action in self._actions
+            if action.required
+        ]
         self.usage = " ".join(
             ["%(prog)s", *needed, "[flags]", *(["[key=value ...]"] if self.epilog == OVERRIDES else [])]
         )

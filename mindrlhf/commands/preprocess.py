@@ -14,7 +14,7 @@ from mindrlhf.config.schema import Config
 from mindrlhf.data.formats import DATASET_TYPES
 from mindrlhf.runtime.errors import UserError
 from mindrlhf.runtime.files import require_writable
-from mindrlhf.runtime.logging import log, quiet, world
+from mindrlhf.runtime.logging import log, quiet, warn, world
 
 if TYPE_CHECKING:
     from mindrlhf.data.data_config import DataConfig
@@ -22,8 +22,12 @@ if TYPE_CHECKING:
     from mindrlhf.runtime.device import Device
     from mindrlhf.trainers.reference import ReferenceScorer
 
-# Batches in a block whose rows are sorted by length, where --save_interval does not say.
+# Batches in a block whose rows are sorted by length, and in a part, where --save_interval does not say.
 BLOCK_BATCHES = 64
+# In a part whose pairs need no model: these are quick to make again, and writing a part takes a tenth of a second.
+LIGHT_PART_BATCHES = 1024
+# ms-swift's words for what bad rows do, and the share of them that is no error; None is that of the yaml.
+STRATEGIES: dict[str, float | None] = {"none": None, "discard": 1.0, "error": 0.0, "warning": 1.0}
 KEYS = {
     "tokenizer": "tokenizer.path",
     "seq_len": "data.seq_len",
@@ -47,6 +51,12 @@ def parser() -> Parser:
     data.add_argument(
         "--max_rejected", metavar="SHARE", type=float, help="share of bad rows above which the exit code is 2"
     )
+    data.add_argument(
+        "--check_dataset_strategy",
+        choices=STRATEGIES,
+        help="discard: drop bad rows, however many; warning: that, and say so; error: end at the first; none: end with "
+        "exit code 2 above --max_rejected (default: none)",
+    )
     work = flags.add_argument_group("work")
     work.add_argument(
         "--workers", metavar="N", type=int, help="processes that tokenize, of each launched worker; else 1"
@@ -55,7 +65,8 @@ def parser() -> Parser:
         "--save_interval",
         metavar="N",
         type=int,
-        help="close a part every N batches; else several launched workers every 64, and one writes no parts",
+        help="close a part every N batches; else several launched workers every 64 (1024 without a reference model), "
+        "and one writes no parts",
     )
     work.add_argument("--log_interval", metavar="N", type=int, help="say how far it is every N rows")
     reference = flags.add_argument_group("reference log-probs")
@@ -107,7 +118,7 @@ def main(argv: Sequence[str]) -> int:
     if words.merge:
         from mindrlhf.data.merge import merge
 
-        merge(words.src[0], words.dst, max_rejected=config.data.max_rejected, log=log)
+        merge(words.src[0], words.dst, log=log, **_tolerance(words, config))
         return 0
     from mindrlhf.trainers.setup import setup_device
 
@@ -133,9 +144,12 @@ def _need(words: argparse.Namespace, config: Config) -> None:
         raise UserError("--dst is missing; give the MindRecord to write")
     from mindrlhf.data.sidecar import check_destination
 
+    check_destination(words.dst)
     if not words.dst.endswith(".mindrecord"):
         raise UserError(f"--dst is {words.dst}; a MindRecord's name ends in .mindrecord")
-    check_destination(words.dst)
+    strategy = words.check_dataset_strategy or "none"
+    if strategy != "none" and words.max_rejected is not None:
+        raise UserError(f"--max_rejected and --check_dataset_strategy {strategy} contradict each other; give one")
     if words.merge:
         if world() > 1:
             raise UserError("--merge joins the parts in one process; run it without the launcher")
@@ -157,6 +171,16 @@ def _need(words: argparse.Namespace, config: Config) -> None:
     read_words(words.src, words.dataset_type)
     if not Path(config.tokenizer.path).exists():
         raise UserError(f"the tokenizer {config.tokenizer.path} does not exist; give --tokenizer one that does")
+
+
+def _tolerance(words: argparse.Namespace, config: Config) -> dict[str, Any]:
+    """What `judge` is to do about bad rows."""
+    strategy = words.check_dataset_strategy or "none"
+    share = STRATEGIES[strategy]
+    return {
+        "max_rejected": config.data.max_rejected if share is None else share,
+        "warn": warn if strategy == "warning" else None,
+    }
 
 
 class Preprocessing:
@@ -220,18 +244,23 @@ class Preprocessing:
             self._write_record()
 
     def _write_parts(self) -> None:
+        import numpy as np
+
         from mindrlhf.data.parts import Parts
         from mindrlhf.runtime.progress import Progress
 
         device = self.device
         parts = Parts(self.words.dst, device.rank, device.world, self.source.total, self._provenance())
-        device.barrier()
+        # Nobody clears before all have looked.
+        kept, rows = device.all_sum(np.array([len(parts.kept), parts.kept_rows], np.float64)).astype(int).tolist()
         parts.clear()
-        if parts.kept:
-            log(f"continuing: {len(parts.kept)} parts with {parts.kept_rows} rows are kept")
+        if parts.replaced:
+            log(f"{parts.folder} holds parts of another run ({parts.replaced}); they are replaced")
+        if kept:
+            log(f"continuing: {rows} of {parts.total} rows are done and kept, in {kept} parts")
         progress = Progress("preprocess", parts.stop - parts.start, parts.kept_rows, unit="row")
         for span in parts.missing():
-            for block in self._blocks(span, progress):
+            for block in self._blocks(span, progress, self._part_batches()):
                 parts.add(block)
         progress.close()
         device.leave()
@@ -239,17 +268,18 @@ class Preprocessing:
 
     def _write_record(self) -> None:
         from mindrlhf.data import merge
-        from mindrlhf.data.records import write_records
+        from mindrlhf.data.records import clear_temporary, write_records
         from mindrlhf.data.rejected import RejectedLines, rejected_file
         from mindrlhf.data.spool import Spool
         from mindrlhf.runtime.progress import Progress
 
         dst, total = Path(self.words.dst), self.source.total
+        clear_temporary(dst)
         spool, lines = Spool(dst.parent), RejectedLines(rejected_file(dst))
         overlong, rejected = 0, Counter[str]()
         progress = Progress("preprocess", total, unit="row")
         try:
-            for block in self._blocks((0, total), progress):
+            for block in self._blocks((0, total), progress, BLOCK_BATCHES):
                 spool.add(block.pairs)
                 lines.add(block.lines)
                 overlong += block.overlong
@@ -272,26 +302,28 @@ class Preprocessing:
             rejected=rejected,
         )
         log(f"{dst}: {merge.accounting(*counts)}")
-        limit = self.config.data.max_rejected
-        merge.judge(rejected=rejected, total=total, max_rejected=limit, rejected_file=bad)
+        merge.judge(rejected=rejected, total=total, rejected_file=bad, **_tolerance(self.words, self.config))
 
-    def _blocks(self, span: Span, progress: Any) -> Iterator[Block]:
+    def _blocks(self, span: Span, progress: Any, batches: int) -> Iterator[Block]:
         """What becomes of the rows of a span, reference log-probs included."""
         from mindrlhf.data.encode_rows import encode_rows
         from mindrlhf.data.parts import blocks
+        from mindrlhf.trainers.reference import PAIRS_PER_BATCH
 
         outcomes = encode_rows(self.encoder, self.source.raw(*span), self.words.workers or 1)
-        for block in blocks(outcomes, span[0], self._block_pairs()):
+        for block in blocks(outcomes, span[0], PAIRS_PER_BATCH * batches):
             if self.scorer:
                 block.pairs = self.scorer.score(block.pairs)
             self.rejected += len(block.rejected)
+            if block.rejected and self.words.check_dataset_strategy == "error":
+                bad = block.rejected[0]
+                file = bad.file or self.source.files[0]
+                raise UserError(f"{file} line {bad.line}: {bad.sentence}; mend it, or take it out")
             progress.advance(f"{self.rejected} rejected", block.stop - block.start)
             every = self.words.log_interval
             if every and block.stop // every > block.start // every:
                 progress.say(f"row {block.stop}: {self.rejected} rejected")
             yield block
 
-    def _block_pairs(self) -> int:
-        from mindrlhf.trainers.reference import PAIRS_PER_BATCH
-
-        return PAIRS_PER_BATCH * (self.words.save_interval or BLOCK_BATCHES)
+    def _part_batches(self) -> int:
+        return self.words.save_interval or (BLOCK_BATCHES if self.scorer else LIGHT_PART_BATCHES)

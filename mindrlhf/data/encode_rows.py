@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
+import os
 import signal
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import cycle
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from threading import Thread
 from typing import Union
 
 from mindrlhf.data.formats import Rejected
@@ -26,9 +29,11 @@ from mindrlhf.runtime.logging import quiet
 # What becomes of a row: ids, a reason why there are none, or None where it is overlong.
 Outcome = Union[EncodedPair, Rejected, None]
 
+Task = list[RawRow]
+
 ROWS_PER_TASK = 64
+BYTES_PER_TASK = 1 << 20
 TASKS_AHEAD = 4  # of each process: enough that none waits, few enough that memory stays flat
-_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux
 
 
 @dataclass(frozen=True)
@@ -69,37 +74,107 @@ def encode_rows(encoder: RowEncoder, rows: Iterable[RawRow], processes: int) -> 
     if processes == 1:
         yield from map(encoder.encode, rows)
         return
-    rest = iter(rows)
+    with ExitStack() as stack:
+        helpers = [stack.enter_context(closing(helper)) for helper in _start(encoder, processes)]
+        turn = cycle(helpers)
+        waiting: deque[_Helper] = deque()
+        for task in tasks(rows):
+            if len(waiting) == TASKS_AHEAD * processes:
+                yield from waiting.popleft().receive()
+            helper = next(turn)
+            helper.send(task)
+            waiting.append(helper)
+        while waiting:
+            yield from waiting.popleft().receive()
+
+
+def tasks(rows: Iterable[RawRow]) -> Iterator[Task]:
+    """The rows in lists of ROWS_PER_TASK, shorter where these would be long."""
+    task: Task = []
+    size = 0
+    for row in rows:
+        task.append(row)
+        size += len(row.data)
+        if len(task) == ROWS_PER_TASK or size >= BYTES_PER_TASK:
+            yield task
+            task, size = [], 0
+    if task:
+        yield task
+
+
+def _start(encoder: RowEncoder, count: int) -> list[_Helper]:
     # Not forked: MindSpore's threads would be missing, with the locks that they hold.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(encoder,)) as pool:
-        pending: deque[Future[list[Outcome]]] = deque()
+    # Started with the first process otherwise, this would unblock the signal.
+    resource_tracker.ensure_running()
+    # Ctrl-C is the parent's to answer: they inherit that it is blocked, and so it is from their first moment.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return [_Helper(context, encoder) for _ in range(count)]
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _Helper:
+    """A process that encodes; what it has been sent comes back in order.
+
+    It has a pipe of its own, and not a queue that it shares: of that it would hold both ends, and never learn that its
+    parent was killed.
+    """
+
+    def __init__(self, context: multiprocessing.context.SpawnContext, encoder: RowEncoder) -> None:
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, encoder), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def send(self, task: Task) -> None:
+        """Ask for a task; this does not wait until it is done."""
+        with suppress(ConnectionError):  # `receive` says what became of it
+            self.pipe.send(task)
+
+    def receive(self) -> list[Outcome]:
+        """What became of the rows of the first task that was not received yet."""
         try:
-            while True:
-                while len(pending) < TASKS_AHEAD * processes and (task := list(islice(rest, ROWS_PER_TASK))):
-                    pending.append(pool.submit(_encode, task))
-                if not pending:
-                    return
-                yield from pending.popleft().result()
-        except BrokenProcessPool:
+            done = self.pipe.recv()
+        except (EOFError, ConnectionError):
+            self.process.join()
+            if (self.process.exitcode or 0) > 0:
+                raise RuntimeError("a process that tokenizes has failed; see above") from None
             raise UserError(
-                "a process that tokenizes has died, mostly for want of memory; run again with fewer --workers"
+                "a process that tokenizes was killed, mostly for want of memory; run again with fewer --workers"
             ) from None
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        if isinstance(done, UserError):
+            raise done
+        return done
+
+    def close(self) -> None:
+        """End it, whatever it does."""
+        self.pipe.close()
+        self.process.kill()
+        self.process.join()
 
 
-_given: list[RowEncoder] = []  # to a process that tokenizes
-
-
-def _begin(encoder: RowEncoder) -> None:
+def _serve(pipe: Connection, encoder: RowEncoder) -> None:
+    """What a helper does until its parent is gone."""
     quiet()
-    # Ctrl-C is the parent's to answer, and a killed one leaves nobody behind.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
-    _given.append(encoder)
+    received: SimpleQueue[Task] = SimpleQueue()
+    # It takes tasks in while one is done, so that the parent, sending, never waits for one that waits for it.
+    Thread(target=_receive_all, args=(pipe, received), daemon=True).start()
+    while True:
+        done: list[Outcome] | UserError
+        try:
+            done = [encoder.encode(row) for row in received.get()]
+        except UserError as error:
+            done = error
+        try:
+            pipe.send(done)
+        except ConnectionError:
+            return
 
 
-def _encode(rows: list[RawRow]) -> list[Outcome]:
-    (encoder,) = _given
-    return [encoder.encode(row) for row in rows]
+def _receive_all(pipe: Connection, received: SimpleQueue[Task]) -> None:
+    with suppress(EOFError, ConnectionError):
+        while True:
+            received.put(pipe.recv())
+    os._exit(0)  # in the middle of a task, too

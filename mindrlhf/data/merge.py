@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Callable
 
-from mindrlhf.data.records import read_pairs, write_records
+from mindrlhf.data.records import clear_temporary, read_pairs, write_records
 from mindrlhf.data.rejected import RejectedLines, rejected_file
 from mindrlhf.data.sidecar import Part, Sidecar, check_destination, complete_parts, find_parts
 from mindrlhf.data.spool import Sizes
@@ -21,17 +21,24 @@ from mindrlhf.runtime.files import PathLike
 
 
 def merge(
-    src_folder: PathLike, dst: PathLike, *, max_rejected: float, log: Callable[[str], None] = logging.log
+    src_folder: PathLike,
+    dst: PathLike,
+    *,
+    max_rejected: float,
+    log: Callable[[str], None] = logging.log,
+    warn: Callable[[str], None] | None = None,
 ) -> Sidecar:
     """Join the parts in `src_folder` to `dst`, and their rejected lines to `<dst>.rejected.jsonl`.
 
     BadRecord for a damaged part, a gap, an overlap or a part of another run. UserError where no row was written; and,
-    after `dst` was written, where more than the share `max_rejected` of all rows was rejected.
+    after `dst` was written, where more than the share `max_rejected` of all rows was rejected; where fewer were,
+    `warn` is told.
     """
     folder = Path(src_folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder of parts; name the one that preprocessing wrote")
     check_destination(dst)
+    clear_temporary(dst)
     parts = complete_parts(find_parts(folder))
     rejected: Counter[str] = Counter()
     overlong, sizes = 0, Sizes()
@@ -54,7 +61,7 @@ def merge(
         rejected=rejected,
     )
     log(f"{dst}: {accounting(total, sizes.pairs, overlong, rejected)}")
-    judge(rejected=rejected, total=total, max_rejected=max_rejected, rejected_file=lines)
+    judge(rejected=rejected, total=total, max_rejected=max_rejected, rejected_file=lines, warn=warn)
     return merged
 
 
@@ -73,18 +80,29 @@ def require_written(
         raise UserError(f"no row could be used, so nothing was written or replaced: {counts}{_where(rejected_file)}")
 
 
-def judge(*, rejected: Mapping[str, int], total: int, max_rejected: float, rejected_file: PathLike | None) -> None:
-    """UserError where more than the share `max_rejected` of the whole input was rejected. Overlong rows are no fault.
+def judge(
+    *,
+    rejected: Mapping[str, int],
+    total: int,
+    max_rejected: float,
+    rejected_file: PathLike | None,
+    warn: Callable[[str], None] | None = None,
+) -> None:
+    """UserError where more than the share `max_rejected` of the whole input was rejected; where fewer were, `warn` is
+    told. Overlong rows are no fault.
 
     To be called once, after the record was written.
     """
     count = sum(rejected.values())
+    said = f"{count} of {total} rows were rejected{_reasons(rejected)}"
     # A quotient, since 29 > 0.29 * 100 in binary.
     if count / total > max_rejected:
         raise UserError(
-            f"{count} of {total} rows were rejected{_reasons(rejected)}, more than --max_rejected {max_rejected} allows"
-            f"; the record was written nevertheless{_where(rejected_file)}"
+            f"{said}, more than --max_rejected {max_rejected} allows; the record was written nevertheless"
+            f"{_where(rejected_file)}"
         )
+    if count and warn:
+        warn(f"{said}{_where(rejected_file)}")
 
 
 def join_rejected(parts: Iterable[Part], dst: PathLike) -> Path | None:

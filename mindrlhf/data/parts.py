@@ -12,7 +12,7 @@ from mindrlhf.data.encode_rows import Outcome
 from mindrlhf.data.formats import Rejected
 from mindrlhf.data.records import Pair, clear_parts, part_folder, part_path, write_records
 from mindrlhf.data.rejected import rejected_line
-from mindrlhf.data.sidecar import PART_NAME, read_sidecar, verify
+from mindrlhf.data.sidecar import PART_NAME, difference, read_sidecar, verify
 from mindrlhf.runtime.errors import BadRecord, UserError
 from mindrlhf.runtime.files import PathLike
 
@@ -67,6 +67,7 @@ class Parts:
     """`DST.parts` as worker `rank` of `workers` fills it: its share of the rows, less what is kept of an earlier run.
 
     Made by every worker before any of them calls `clear`. UserError where another number of workers has begun the same.
+    `replaced` says how parts that are of another run differ, and is empty where there are none.
     """
 
     def __init__(self, dst: PathLike, rank: int, workers: int, total: int, provenance: Mapping[str, Any]) -> None:
@@ -74,7 +75,8 @@ class Parts:
         self.provenance = dict(provenance)
         self.folder = part_folder(dst)
         self.start, self.stop = total * rank // workers, total * (rank + 1) // workers
-        self._refuse_other_workers()
+        self.replaced = ""
+        self._look_at_all()
         self.kept: dict[Span, Path] = {}
         done = self.start
         for span, path in sorted(self._find_kept()):
@@ -87,13 +89,15 @@ class Parts:
         found = self.folder.iterdir() if self.folder.is_dir() else ()
         return sorted(path for path in found if PART_NAME.fullmatch(path.name))
 
-    def _refuse_other_workers(self) -> None:
+    def _look_at_all(self) -> None:
         for path in self._names():
             try:
                 sidecar = read_sidecar(path)
             except (BadRecord, OSError):
                 continue
-            if sidecar.provenance == self.provenance and sidecar.workers != self.workers:
+            differing = difference(sidecar.provenance, self.provenance)
+            self.replaced = self.replaced or differing
+            if not differing and sidecar.workers != self.workers:
                 raise UserError(
                     f"{self.folder} was begun by {sidecar.workers} worker(s), and now there are {self.workers}; run "
                     f"with {sidecar.workers}, or remove the folder to start anew"

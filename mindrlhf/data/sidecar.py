@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -117,6 +117,14 @@ def complete_parts(files: Sequence[Path]) -> list[Part]:
     return parts
 
 
+def difference(of: Mapping[str, Any], than: Mapping[str, Any]) -> str:
+    """How one provenance differs from another, "its seq_len is 64, not 65"; empty where they are equal."""
+    for key in sorted(of.keys() | than.keys()):
+        if of.get(key) != than.get(key):
+            return f"its {key} is {of.get(key)}, not {than.get(key)}"
+    return ""
+
+
 def read_sidecar(record: Path) -> Sidecar:
     """What a MindRecord says of itself, its files not looked at; BadRecord where that is damaged or absent."""
     path = sidecar_path(record)
@@ -146,13 +154,11 @@ def _digest(body: dict[str, Any]) -> str:
 
 def _check_same_run(first: Part, other: Part) -> None:
     (path, one), (other_path, two) = first, other
-    ours, theirs = {**one.provenance, "rows": one.total}, {**two.provenance, "rows": two.total}
-    for key in sorted(ours.keys() | theirs.keys()):
-        if ours.get(key) != theirs.get(key):
-            raise BadRecord(
-                f"{other_path} is of another run than {path.name}: its {key} is {theirs.get(key)}, not "
-                f"{ours.get(key)}; remove the parts of one of the two"
-            )
+    differing = difference({**two.provenance, "rows": two.total}, {**one.provenance, "rows": one.total})
+    if differing:
+        raise BadRecord(
+            f"{other_path} is of another run than {path.name}: {differing}; remove the parts of one of the two"
+        )
 
 
 def _check_cover(parts: list[Part]) -> None:

@@ -38,6 +38,9 @@ class ChatTokenizer:
         self.pad_id: int | None = self.eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.vocab_size = len(tokenizer)
         self._tokenizer = tokenizer
+        self._backend = tokenizer.backend_tokenizer
+        self._backend.no_truncation()
+        self._backend.no_padding()
         self._template = ChatTemplate(tokenizer, chosen)
         self._chosen = chosen
 
@@ -87,10 +90,9 @@ class ChatTokenizer:
         return hashlib.sha256(self.template.encode()).hexdigest()
 
     def _encode(self, text: str, literal: bool, add_special_tokens: bool) -> list[int]:
-        encoding = self._tokenizer(
-            text, add_special_tokens=add_special_tokens, split_special_tokens=literal, verbose=False
-        )
-        return encoding["input_ids"]
+        # What the tokenizer does when it is called, without the objects that it makes around the ids.
+        self._backend.encode_special_tokens = literal
+        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
 
     def _encode_piece(self, piece: Piece, first: bool) -> list[int]:
         if piece.literal and not first:
@@ -111,7 +113,7 @@ class ChatTokenizer:
         return backend
 
     def _backend_state(self) -> dict[str, Any]:
-        state = json.loads(self._tokenizer.backend_tokenizer.to_str())
+        state = json.loads(self._backend.to_str())
         return {**state, "truncation": None, "padding": None}
 
 

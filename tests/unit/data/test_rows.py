@@ -89,11 +89,17 @@ def test_filler() -> None:
 
 def test_shapes_and_types() -> None:
     rows = padded(random_pairs(3), LENGTH, SCORED, 3, 40)
-    shapes = [(6, LENGTH)] * 3 + [(6, SCORED)] * 3 + [(3, 2)] * 2 + [(3, 1), (), ()]
+    shapes = [(6, LENGTH)] * 3 + [(6, SCORED)] * 4 + [(3, 2)] * 2 + [(3, 1), (), ()]
     assert [field.shape for field in rows] == shapes
     for name in Rows._fields:
         assert getattr(rows, name).dtype == (np.int32 if name in INTEGER_FIELDS else np.float32), name
     assert (float(rows.num_pairs), float(rows.num_chosen_tokens)) == (3.0, 40.0)
+
+
+def test_the_shared_length_is_that_of_the_shorter_answer() -> None:
+    (shared,) = padded([pair(3, 4, 7)], LENGTH, SCORED, 1, 4).in_shared[None]
+    assert shared.sum(1).tolist() == [4, 4]
+    assert shared[:, :4].all()
 
 
 def test_reference() -> None:

@@ -4,8 +4,7 @@ from collections.abc import Iterator
 
 import mindspore as ms
 import pytest
-
-MODES = {"graph": ms.GRAPH_MODE, "pynative": ms.PYNATIVE_MODE}
+from run_losses import MODES
 
 
 @pytest.fixture(params=sorted(MODES))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any, Callable
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn
 
-from mindrlhf.losses import Objective, bind, objective
+from mindrlhf.losses import Objective, bind, get_loss, objective
 
+MODES = {"graph": ms.GRAPH_MODE, "pynative": ms.PYNATIVE_MODE}
 ANSWERS = ("chosen", "rejected")
 # The arguments of the cells below: columns are the two answers.
 COLUMNS = ("{}_logps", "{}_shared_logps", "ref_{}_logps", "ref_{}_shared_logps", "{}_counts", "{}_log_sum_sq")
@@ -71,22 +72,24 @@ def tensors(given: Given) -> list[Tensor]:
     return [Tensor(np.asarray(each, np.float32)) for each in (*columns, given["mask"])]
 
 
+@cache
 def only(name: str, **parameters: float) -> Objective:
     return objective([(bind(name, **parameters), 1.0)])
 
 
-@lru_cache(maxsize=4)
-def _terms(what: Objective) -> Terms:
+# What graph mode has compiled serves all tests with as many pairs.
+@cache
+def _terms(what: Objective, mode: int) -> Terms:
     return Terms(what)
 
 
-@lru_cache(maxsize=4)
-def _gradient(what: Objective, pairs: int, num_pairs: float, num_tokens: float) -> Callable[..., Any]:
+@cache
+def _gradient(what: Objective, mode: int, pairs: int, num_pairs: float, num_tokens: float) -> Callable[..., Any]:
     return ms.grad(Loss(what, pairs, num_pairs, num_tokens), (0, 1))
 
 
 def both_terms(what: Objective, given: Given) -> tuple[np.ndarray, np.ndarray]:
-    by_pairs, by_tokens = _terms(what)(*tensors(pairs_of(**given)))
+    by_pairs, by_tokens = _terms(what, ms.get_context("mode"))(*tensors(pairs_of(**given)))
     return by_pairs.asnumpy(), by_tokens.asnumpy()
 
 
@@ -95,5 +98,23 @@ def slopes_of(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Derivatives of the loss by log-probs and by shared log-probs of the policy, each (B,2)."""
     given = pairs_of(**given)
-    by_logps, by_shared = _gradient(what, len(given["mask"]), num_pairs, num_tokens)(*tensors(given))
+    gradient = _gradient(what, ms.get_context("mode"), len(given["mask"]), num_pairs, num_tokens)
+    by_logps, by_shared = gradient(*tensors(given))
     return by_logps.asnumpy(), by_shared.asnumpy()
+
+
+def terms_of(name: str, given: Given, **parameters: float) -> np.ndarray:
+    """(B,), or (2,B) of a loss with terms of two kinds."""
+    terms = both_terms(only(name, **parameters), given)
+    denominators = get_loss(name).denominators
+    if len(denominators) > 1:
+        return np.stack(terms)
+    empty = terms[denominators[0] == "pairs"]
+    assert not empty.any()
+    return terms[denominators[0] == "chosen_tokens"]
+
+
+def gradients_of(name: str, given: Given, **parameters: float) -> tuple[np.ndarray, np.ndarray]:
+    """Of the sum of all terms, by the chosen and by the rejected log-probs."""
+    by_logps, _ = slopes_of(only(name, **parameters), given)
+    return by_logps[:, 0], by_logps[:, 1]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
-from golden_losses import VARIANTS, Variant, cases
+from golden_losses import VARIANTS, cases
 from run_losses import Given, both_terms, pairs_of, slopes_of
 
 from mindrlhf.losses import Objective, bind_all, loss_names, objective
@@ -27,8 +28,9 @@ DIGITS = (
 )
 
 
-def built(variant: Variant) -> Objective:
-    return objective(bind_all(variant.losses), **variant.settings)
+@cache
+def built(name: str) -> Objective:
+    return objective(bind_all(VARIANTS[name].losses), **VARIANTS[name].settings)
 
 
 def given_of(case: str) -> Given:
@@ -67,7 +69,7 @@ def test_every_loss_has_figures_of_torch() -> None:
 
 @pytest.mark.parametrize("variant", sorted(VARIANTS))
 def test_terms_of_torch(variant: str, mode: str) -> None:
-    what = built(VARIANTS[variant])
+    what = built(variant)
     for case, figures in cases().items():
         if variant not in figures["loss"]:
             continue
@@ -91,7 +93,7 @@ def test_terms_of_torch(variant: str, mode: str) -> None:
 def test_gradients_of_torch(case: str, variant: str, mode: str) -> None:
     given, figures = given_of(case), cases()[case]["gradients"][variant]
     num_pairs, num_tokens = float(len(given["mask"])), float(given["chosen_counts"].sum())
-    by_logps, by_shared = slopes_of(built(VARIANTS[variant]), given, num_pairs, num_tokens)
+    by_logps, by_shared = slopes_of(built(variant), given, num_pairs, num_tokens)
     kept = np.ones_like(given["mask"], bool)
     if (case, variant) == CLAMPED:
         kept = given["ref_chosen_logps"] - given["chosen_logps"] <= 80

@@ -153,7 +153,7 @@ def test_other_losses_of_a_list_see_plain_sums() -> None:
 @pytest.mark.parametrize(
     "settings",
     [{"f_divergence_type": name} for name in DIVERGENCES]
-    + [{"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": coef} for coef in (-1.0, 3.0)]
+    + [{"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": coef} for coef in (3.0,)]
     + [{"f_divergence_type": "forward_kl", "ld_alpha": 0.5}],
     ids=str,
 )
