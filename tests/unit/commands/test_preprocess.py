@@ -50,7 +50,7 @@ def run(*more: str, src: str = "good.jsonl", without: Sequence[str] = ()) -> int
 )
 def test_no_weights_are_needed_where_no_reference_is_to_be_recorded(place: Path, overrides: list[str]) -> None:
     words = ["--src", "good.jsonl", "--dst", "x.mindrecord", "--dataset_type", "cvalues", "--tokenizer", "model"]
-    assert preprocess.main([*words, "--seq_len", "65", *overrides]) == 0
+    assert preprocess.main([*words, "--seq_len", "65", override]) == 0
     records = PairRecords(place / "x.mindrecord")
     assert len(records) == ROWS
     assert (records.has_reference, records.provenance["reference"]) == (False, "none")
@@ -69,7 +69,7 @@ def test_several_words_with_formats_counts_and_weights(place: Path) -> None:
 def test_a_yaml_of_the_data_set_says_what_flags_do_not(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (place / "set.yaml").write_text(
         "input: good.jsonl\noutput_prefix: ./from_yaml\nhandler_name: cvalues\ntokenizer_name_or_path: model\n"
-        "seq_length: 64\nworkers: 1\nlog_interval: 5\nprompt_type: llama3\n"
+        "seq_length: 64\nworkers: 1\nlog_interval: 5\nprompt_type: empty\n"
     )
     assert preprocess.main(["--data_config", "set.yaml", "--seq_len", "65", "rlhf.reference=none"]) == 0
     records = PairRecords(place / "from_yaml.mindrecord")
@@ -90,7 +90,7 @@ def test_what_decides_the_ids_stands_in_the_provenance(place: Path) -> None:
         "dataset_sha256": ["--src", "good.jsonl#19"],
         "seq_len": ["--seq_len", "66"],
         "overlong": ["data.overlong=truncate_end"],
-        "template_hash": ["tokenizer.chat_template=llama3"],
+        "template_hash": ["tokenizer.chat_template=empty"],
     }.items():
         other = provenance(*more)
         assert [name for name in usual if usual[name] != other[name]] == [key]
@@ -122,7 +122,7 @@ def test_what_cannot_be_is_one_sentence_and_leaves_nothing(place: Path, more: li
 
 
 def test_bad_rows_end_the_command_after_the_record_is_written(place: Path) -> None:
-    with pytest.raises(UserError, match="2 of 20 rows were rejected .*more than --max_rejected 0.05 allows"):
+    with pytest.raises(UserError, match=r"2 of 20 rows were rejected .*more than --max_rejected 0.05 allows"):
         run(src="bad.jsonl")
     assert len(PairRecords("x.mindrecord")) == ROWS - len(BAD)
 
