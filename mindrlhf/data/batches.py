@@ -69,7 +69,7 @@ def split_micro_batches(global_batch_pairs: int, workers: int, micro_batch_pairs
     if share % micro:
         raise UserError(
             f"train.global_batch_pairs {global_batch_pairs} is not {workers} workers x {micro} "
-            f"train.micro_batch_pairs x a whole number"
+            f"train.micro_batch_pairs x a whole number; change one of them"
         )
     return micro, share // micro
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 
 from mindrlhf.losses.divergence import DIVERGENCES
@@ -39,4 +40,5 @@ def listing() -> list[str]:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(prog="python -m mindrlhf.losses", description=__doc__).parse_args()
     print("\n".join(listing()))

@@ -45,10 +45,8 @@ def run(*more: str, src: str = "good.jsonl", without: Sequence[str] = ()) -> int
     return preprocess.main([*words, *more, "rlhf.reference=none"])
 
 
-@pytest.mark.parametrize(
-    "overrides", [["rlhf.reference=online"], ["rlhf.reference_free=true"], ["rlhf.reference=none"]]
-)
-def test_no_weights_are_needed_where_no_reference_is_to_be_recorded(place: Path, overrides: list[str]) -> None:
+@pytest.mark.parametrize("override", ["rlhf.reference=online", "rlhf.reference_free=true", "rlhf.reference=none"])
+def test_no_weights_are_needed_where_no_reference_is_to_be_recorded(place: Path, override: str) -> None:
     words = ["--src", "good.jsonl", "--dst", "x.mindrecord", "--dataset_type", "cvalues", "--tokenizer", "model"]
     assert preprocess.main([*words, "--seq_len", "65", override]) == 0
     records = PairRecords(place / "x.mindrecord")

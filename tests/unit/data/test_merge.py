@@ -227,3 +227,19 @@ def test_rejected_rows_up_to_the_share_are_no_error(count: int, total: int, shar
     judge(rejected={"null": count}, total=total, max_rejected=share, rejected_file=None)
     with pytest.raises(UserError):
         judge(rejected={"null": count + 1}, total=total, max_rejected=share, rejected_file=None)
+
+
+def test_some_rejected_rows_are_told_and_none_are_not() -> None:
+    told: list[str] = []
+    judge(rejected={"null": 2}, total=4, max_rejected=1.0, rejected_file=None, warn=told.append)
+    judge(rejected={}, total=4, max_rejected=1.0, rejected_file=None, warn=told.append)
+    assert told == ["2 of 4 rows were rejected (null 2)"]
+
+
+def test_what_a_killed_merge_left_is_cleared(tmp_path: Path) -> None:
+    folder = write_parts(tmp_path / "x.mindrecord", 0, 6, 12)
+    left = tmp_path / ".x.mindrecord.ab12.tmp"
+    left.mkdir()
+    (left / "x.mindrecord").write_bytes(b"half")
+    merge(folder, tmp_path / "x.mindrecord", max_rejected=1.0)
+    assert not left.exists()

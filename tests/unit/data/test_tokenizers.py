@@ -209,3 +209,30 @@ def test_what_a_run_left_is_a_tokenizer_too(tokenizer_folder: Path, tmp_path: Pa
     loaded = load_tokenizer(tmp_path / "merged")
     assert loaded.path == network
     assert loaded.tokenizer_hash == load_tokenizer(tokenizer_folder).tokenizer_hash
+
+
+@pytest.mark.parametrize("literal", [False, True])
+@pytest.mark.parametrize("add_special_tokens", [False, True])
+def test_ids_are_those_of_the_tokenizer_when_it_is_called(
+    tokenizer: ChatTokenizer, literal: bool, add_special_tokens: bool
+) -> None:
+    """The backend is asked directly, which must not change what special tokens and settings of the file mean."""
+    for text in ("", " ", "a  few\n\nwords", "<|im_start|>user\n今天 <|im_end|>", "<|im_end|>" * 3, "e\u0301😀"):
+        called = tokenizer._tokenizer(text, add_special_tokens=add_special_tokens, split_special_tokens=literal)
+        assert tokenizer._encode(text, literal, add_special_tokens) == called["input_ids"]
+
+
+def test_a_file_that_says_to_truncate_and_pad_is_not_obeyed(tokenizer_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(tokenizer_folder, tmp_path / "cut")
+    file = tmp_path / "cut" / "tokenizer.json"
+    state = json.loads(file.read_text(encoding="utf-8"))
+    state["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    state["padding"] = {
+        **{"strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None},
+        **{"pad_id": 0, "pad_type_id": 0, "pad_token": "<|endoftext|>"},
+    }
+    file.write_text(json.dumps(state), encoding="utf-8")
+    cut, whole = (load_tokenizer(folder) for folder in (tmp_path / "cut", tokenizer_folder))
+    text = "the model answers the question in a few words"
+    assert cut.encode_text(text) == whole.encode_text(text)
+    assert cut.tokenizer_hash == whole.tokenizer_hash
