@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -32,9 +33,10 @@ DISTINCT = 20_000  # rows that are made; a larger input repeats their answers un
 
 
 class Run(NamedTuple):
-    """Of a command and all processes that it has started: seconds, and the most memory held at once."""
+    """Of a command and all processes that it has started: seconds, those of the cores, the most memory held at once."""
 
     seconds: float
+    core_seconds: float
     peak_mib: float
 
 
@@ -67,13 +69,14 @@ def memory_of(session: int) -> float:
 def run(argv: Sequence[str], folder: Path) -> Run:
     """Run a command in `folder`; it must succeed."""
     peak = 0.0
+    before = core_seconds()
     done = threading.Event()
     begin = time.perf_counter()
     with subprocess.Popen(argv, cwd=folder, stdout=subprocess.DEVNULL, start_new_session=True) as process:
 
         def watch() -> None:
             nonlocal peak
-            while not done.wait(0.5):
+            while not done.wait(1.0):
                 peak = max(peak, memory_of(process.pid))
 
         watching = threading.Thread(target=watch)
@@ -83,7 +86,18 @@ def run(argv: Sequence[str], folder: Path) -> Run:
         watching.join()
     if code:
         raise SystemExit(f"{' '.join(argv)} ended with {code}")
-    return Run(time.perf_counter() - begin, peak)
+    return Run(time.perf_counter() - begin, core_seconds() - before, peak)
+
+
+def core_seconds() -> float:
+    """What all processes have taken that were waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def told(made: Run) -> str:
+    """A run in words."""
+    return f"{made.seconds:.1f} s ({made.core_seconds:.1f} s of cores), {made.peak_mib:.0f} MiB of memory"
 
 
 def preprocess(folder: Path, rows: Path, tokenizer: str, *more: str) -> list[str]:
@@ -107,7 +121,7 @@ def launched(folder: Path, rows: Path, tokenizer: str) -> None:
     both = run(["bash", str(ROOT / "scripts/msrun_launcher.sh"), words, "2"], folder)
     script = str(ROOT / "tools/dpo_preprocess.py")
     joined = run([sys.executable, script, "--merge", "True", "--src", "x.parts", "--dst", "x.mindrecord"], folder)
-    print(f"2 launched workers: {both.seconds:.1f} s; merge: {joined.seconds:.1f} s, {joined.peak_mib:.0f} MiB")
+    print(f"2 launched workers: {both.seconds:.1f} s; merge: {told(joined)}")
 
 
 def compare(folder: Path, rows: Path, count: int, arguments: argparse.Namespace) -> None:
@@ -121,8 +135,7 @@ def compare(folder: Path, rows: Path, count: int, arguments: argparse.Namespace)
             made.append(run(argv, place))
             digests.add(digest(place))
             last = made[-1]
-            speed = count / last.seconds
-            print(f"--workers {workers}: {last.seconds:.1f} s, {speed:.0f} rows/s, {last.peak_mib:.0f} MiB", flush=True)
+            print(f"--workers {workers}: {told(last)}, {count / last.seconds:.0f} rows/s", flush=True)
     ratio = median(one.seconds / two.seconds for one, two in zip(runs[1], runs[2]))
     print(f"rows/s of --workers 2 to 1: {ratio:.2f}")
     if arguments.launched:
@@ -151,7 +164,7 @@ def main() -> None:
             count = write_rows(rows, None, size << 20)
             argv = [sys.executable, *preprocess(folder / "x", rows, arguments.tokenizer, "--workers", "2")]
             made = run(argv, folder / "x")
-            print(f"{size} MiB, {count} pairs: {made.seconds:.0f} s, {made.peak_mib:.0f} MiB of memory", flush=True)
+            print(f"{size} MiB, {count} pairs: {told(made)}", flush=True)
 
 
 if __name__ == "__main__":

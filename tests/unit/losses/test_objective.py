@@ -157,6 +157,7 @@ def test_other_losses_of_a_list_see_plain_sums() -> None:
     + [{"f_divergence_type": "forward_kl", "ld_alpha": 0.5}],
     ids=str,
 )
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ON_RATIOS)
 def test_finite_with_every_divergence_at_10000(name: str, settings: dict[str, Any]) -> None:
     """Log-ratios from -10000 to 10000 in all combinations; f is as large as e^80 there."""

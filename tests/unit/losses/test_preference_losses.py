@@ -110,6 +110,7 @@ def test_gradients_against_finite_differences(name: str, parameters: dict[str, f
         np.testing.assert_allclose(gradient, expected, rtol=1e-6, atol=STEEP.get(name, 1e-7), err_msg=answer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "parameters"), SETTINGS)
 def test_graph_mode_equals_pynative(name: str, parameters: dict[str, float]) -> None:
     given = random_pairs(name, count_of(name), largest=100.0)
