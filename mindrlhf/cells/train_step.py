@@ -77,6 +77,8 @@ class TrainStep(nn.Cell):
         if self.max_grad_norm is not None:
             scale = ops.minimum(ops.ones((), ms.float32), self.max_grad_norm / (norm + 1e-6))
             gradients = self.map(ops.partial(_scale, scale), gradients)
+        # The sums read weights too, which nothing else keeps from being updated before.
+        gradients = ops.depend(gradients, sums)
         sums = ops.depend(sums, self.optimizer(gradients))
         if self.accumulates:
             # Emptied only once everything that reads them is done.

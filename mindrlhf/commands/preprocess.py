@@ -18,8 +18,10 @@ from mindrlhf.runtime.logging import log, quiet, warn, world
 
 if TYPE_CHECKING:
     from mindrlhf.data.data_config import DataConfig
+    from mindrlhf.data.encode_rows import Outcome
     from mindrlhf.data.parts import Block, Span
     from mindrlhf.runtime.device import Device
+    from mindrlhf.runtime.progress import Progress
     from mindrlhf.trainers.reference import ReferenceScorer
 
 # Batches in a block whose rows are sorted by length, and in a part, where --save_interval does not say.
@@ -310,7 +312,8 @@ class Preprocessing:
         from mindrlhf.data.parts import blocks
         from mindrlhf.trainers.reference import PAIRS_PER_BATCH
 
-        outcomes = encode_rows(self.encoder, self.source.raw(*span), self.words.workers or 1)
+        made = encode_rows(self.encoder, self.source.raw(*span), self.words.workers or 1)
+        outcomes = _told(made, span[0], self.words.log_interval, progress) if self.words.log_interval else made
         for block in blocks(outcomes, span[0], PAIRS_PER_BATCH * batches):
             if self.scorer:
                 block.pairs = self.scorer.score(block.pairs)
@@ -320,10 +323,15 @@ class Preprocessing:
                 file = bad.file or self.source.files[0]
                 raise UserError(f"{file} line {bad.line}: {bad.sentence}; mend it, or take it out")
             progress.advance(f"{self.rejected} rejected", block.stop - block.start)
-            every = self.words.log_interval
-            if every and block.stop // every > block.start // every:
-                progress.say(f"row {block.stop}: {self.rejected} rejected")
             yield block
 
     def _part_batches(self) -> int:
         return self.words.save_interval or (BLOCK_BATCHES if self.scorer else LIGHT_PART_BATCHES)
+
+
+def _told(outcomes: Iterator[Outcome], start: int, every: int, progress: Progress) -> Iterator[Outcome]:
+    """The same, with a line every `every` rows."""
+    for row, outcome in enumerate(outcomes, start + 1):
+        if row % every == 0:
+            progress.say(f"row {row}")
+        yield outcome

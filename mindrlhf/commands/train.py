@@ -9,7 +9,7 @@ from pathlib import Path
 from mindrlhf.commands.flags import OVERRIDES, Parser, boolean, command, parse, read_config
 from mindrlhf.config.schema import Config
 from mindrlhf.runtime.errors import UserError
-from mindrlhf.runtime.logging import log, quiet
+from mindrlhf.runtime.logging import log, quiet, warn
 
 PAIRS_FILE = "eval.jsonl"
 KEYS = {
@@ -92,6 +92,8 @@ def _train(config: Config) -> None:
 
     if not config.data.train:
         raise UserError("nothing to train on; give --train_dataset a MindRecord that tools/dpo_preprocess.py wrote")
+    if config.train.eval_steps and not config.data.eval:
+        warn("train.eval_steps is set, and there is nothing to evaluate on; give --eval_dataset")
     Best.of(config)  # refuses what cannot be, before the model is built
     device = setup_device(config)
     train(DPOTrainer(config, device), config, device)

@@ -28,11 +28,21 @@ def read_map_keys(text: str, source: str = "--map_keys") -> dict[str, str]:
         wrong = next((word for word, (_, equals, _) in zip(text.split(","), pairs) if not equals), None)
         if wrong is not None:
             raise UserError(f"{source}: {wrong!r} is no field=column; write prompt=question,chosen=better")
-        return check_map_keys({field.strip(): column.strip() for field, _, column in pairs}, source)
+        return check_map_keys(_once([(field.strip(), column.strip()) for field, _, column in pairs], source), source)
     try:
-        return check_map_keys(json.loads(text), source)
-    except ValueError as error:
+        return check_map_keys(json.loads(text, object_pairs_hook=lambda pairs: _once(pairs, source)), source)
+    except (ValueError, RecursionError) as error:
         raise UserError(f'{source} is no JSON ({error}); write {{"prompt": "question"}} or prompt=question') from None
+
+
+def _once(pairs: list[tuple[str, Any]], source: str) -> dict[str, Any]:
+    """The pairs as a mapping; `UserError` for a field that is given twice."""
+    found: dict[str, Any] = {}
+    for field, column in pairs:
+        if field in found:
+            raise UserError(f"{source}: {field} is given twice; give it once")
+        found[field] = column
+    return found
 
 
 def check_map_keys(value: Any, source: str) -> dict[str, str]:

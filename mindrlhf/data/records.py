@@ -39,9 +39,9 @@ from mindrlhf.runtime.files import PathLike, fsync_path, sha256_file
 
 TOKEN_FIELDS = ("prompt_ids", "chosen_ids", "rejected_ids")
 REFERENCE_FIELDS = ("ref_chosen_logps", "ref_rejected_logps", "ref_chosen_shared_logps", "ref_rejected_shared_logps")
-HEADER_BYTES = 1 << 20
+SMALLEST_HEADER = 1 << 20
 SMALLEST_PAGE = 1 << 20
-MOST_PAGES = 2048  # each takes about 200 bytes of the header
+HEADER_PER_PAGE = 512  # about 200 bytes list a page, and pages of long rows may be half empty
 ROWS_PER_WRITE = 1000  # fixed: the bytes of a MindRecord depend on it
 # Parts, their indices and sidecars, rejected lines, and temporary ones of a run that was killed.
 LEFTOVER = re.compile(r"\.?((?:part|rejected)-(\d{4,})(?:-\d{5,})?)[-.]")
@@ -284,18 +284,27 @@ def _row(pair: Pair, schema: Mapping[str, Any]) -> dict[str, Any]:
     return row
 
 
-def _page_bytes(sizes: Sizes) -> int:
-    """A power of two that holds the longest row, and so many of all rows that the header can list the pages."""
-    needed = max(sizes.largest_row, sizes.row_bytes // MOST_PAGES)
-    return max(SMALLEST_PAGE, 1 << (needed - 1).bit_length())
+def _layout(sizes: Sizes) -> tuple[int, int]:
+    """Bytes of the header and of a page, powers of two: a page holds the longest row, the header lists all pages.
+
+    Pages are not made larger for more rows, since MindSpore's memory grows with them: by 90 times one while it indexes.
+    """
+    page = max(SMALLEST_PAGE, _power_of_two(sizes.largest_row))
+    return max(SMALLEST_HEADER, _power_of_two(sizes.row_bytes // page * HEADER_PER_PAGE)), page
+
+
+def _power_of_two(count: int) -> int:
+    """The least that is not below `count`."""
+    return 1 << max(count - 1, 0).bit_length()
 
 
 def _write_mindrecord(path: Path, pairs: Iterable[Pair], sizes: Sizes, schema: dict[str, dict[str, Any]]) -> None:
     from mindspore.mindrecord import FileWriter
 
     writer = FileWriter(str(path))
-    writer.set_header_size(HEADER_BYTES)
-    writer.set_page_size(_page_bytes(sizes))
+    header, page = _layout(sizes)
+    writer.set_header_size(header)
+    writer.set_page_size(page)
     writer.add_schema(schema, "pairs")
     rest = iter(pairs)
     while some := [_row(pair, schema) for pair in islice(rest, ROWS_PER_WRITE)]:

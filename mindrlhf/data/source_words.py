@@ -19,7 +19,7 @@ GRAMMAR = "PATH_OR_GLOB[:FORMAT][#COUNT][@WEIGHT]"
 FOLDER_OF_SETS = "MINDRLHF_DATASETS"
 MOST_TIMES = 1000
 # What we write beside a record is no input, even where it lies among the files of a set.
-OURS = ".rejected.jsonl"
+OURS = (".rejected.jsonl", ".mindrecord.json")
 _SUFFIX = re.compile(r"(?s)(.+)([:#@])([^:#@/]*)")
 _SET = re.compile(r"([^:#@]+)(:[^:#@]*)?")
 _WEIGHT = re.compile(r"[0-9]+(\.[0-9]+)?|\.[0-9]+")

@@ -43,6 +43,11 @@ class Csv(RowFile):
                 try:
                     record = next(records, None)
                 except csv.Error as error:
+                    if str(error) == "unexpected end of data":
+                        # Else all rows behind it would be one, and count as one.
+                        raise UserError(
+                            f"{self.path}: a quote that opens in the row of line {number} is never closed; close it"
+                        ) from None
                     record = []
                     lines.flaws.append(("broken csv", f"it is no csv record: {error}"))
                 if record is None:

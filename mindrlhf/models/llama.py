@@ -83,7 +83,10 @@ class LlamaFamily(ModelFamily):
     def _refuse_unsupported(self, hf_config: Mapping[str, Any], seq_length: int) -> None:
         positions = hf_config.get("max_position_embeddings")
         if positions and seq_length > positions:
-            raise UserError(f"rows of {seq_length} tokens pass the model's {positions} positions; lower --seq_len (in training data.seq_len)")
+            raise UserError(
+                f"rows of {seq_length} tokens pass the model's {positions} positions; lower --seq_len, in training "
+                f"data.seq_len"
+            )
         kind = _rope(hf_config).get("rope_type", "default")
         if kind != "default":
             raise UserError(f"config.json: rope scaling {kind!r} is not supported for {self.name}")
@@ -141,7 +144,7 @@ def _need(hf_config: Mapping[str, Any], key: str) -> int:
     """A size that every model has."""
     value = hf_config.get(key)
     if value is None:
-        raise UserError(f"config.json has no {key}; give a Hugging Face folder whose config.json has it, or name it under model.config")
+        raise UserError(f"config.json has no {key}; give a folder whose config.json has it, or set model.config.{key}")
     if type(value) is not int or value < 1:
         raise UserError(f"config.json: {key} is {value!r}; it must be a whole number above 0")
     return value

@@ -82,6 +82,11 @@ class DPOTrainer:
         rlhf = self.config.rlhf
         if self.loss.reference != "online":
             return None
+        if not self.device.explicit_reduction:
+            raise UserError(
+                "rlhf.reference=online is not supported with model_parallel or optimizer_shard yet; use the record's, "
+                "which preprocessing computes with a whole model on each device"
+            )
         if self.config.run_mode == "eval" and not rlhf.reference_checkpoint:
             raise UserError(
                 "rlhf.reference is online, and an evaluation loads the trained weights alone; name those that training "

@@ -64,7 +64,8 @@ def loss_settings(config: Config) -> LossSettings:
     try:
         found = build_objective(words)
     except ValueError as error:
-        raise UserError(f"rlhf.loss: {error}") from None
+        said = str(error)
+        raise UserError(said if said.startswith("rlhf.") else f"rlhf.loss: {said}") from None
     return LossSettings(found, words, _where_from(config, found))
 
 
@@ -75,6 +76,8 @@ def _where_from(config: Config, found: Objective) -> str:
         for name in ("reference_checkpoint", "sync_ref_model"):
             if getattr(rlhf, name):
                 raise UserError(f"rlhf.{name} is set, which needs rlhf.reference=online (now {rlhf.reference})")
+    if rlhf.reference_free and rlhf.reference == "online":
+        raise UserError("rlhf.reference_free is true, and rlhf.reference=online would not be read; leave one out")
     if rlhf.reference_free:
         return "none"
     if found.needs_reference and rlhf.reference == "none":

@@ -14,7 +14,10 @@ from mindrlhf.runtime.metrics import read_metrics
 
 pytestmark = pytest.mark.slow
 
-FIGURES = ("loss", "grad_norm", "rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen")
+FIGURES = (
+    *("loss", "grad_norm", "rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen"),
+    *("logits/chosen", "logits/rejected"),  # read the head beside the gradients, and must not see its update
+)
 SAME = {
     "accumulation": (("train.micro_batch_pairs=1",), 0),
     "two workers": ((), 2),

@@ -215,15 +215,23 @@ def test_a_line_that_is_too_long_is_one_rejected_row(tmp_path: Path, monkeypatch
 
 
 def test_bad_csv_records(tmp_path: Path) -> None:
-    bad = ["only one", "a,b,c,d", 'a,"b" c,d', "gbk 天,b,c", 'open,"quote,c']
+    bad = ["only one", "a,b,c,d", 'a,"b" c,d', "gbk 天,b,c"]
     content = as_csv([])
     for record in bad:
         content += (record.encode("gbk" if "gbk" in record else "utf-8")) + b"\n"
-        content += as_csv(ROWS[:1])[len(as_csv([])) :] if record is not bad[-1] else b""
+        content += as_csv(ROWS[:1])[len(as_csv([])) :]
     rows = list(source(write(tmp_path, "x.csv", content)).read())
     reasons = [getattr(row, "reason", "good") for row in rows]
-    assert reasons == [*["broken csv", "good"] * 3, "wrong encoding", "good", "broken csv"]
+    assert reasons == [*["broken csv", "good"] * 3, "wrong encoding", "good"]
     assert [row.raw for row in rows if isinstance(row, Rejected)][:2] == [b"only one", b"a,b,c,d"]
+
+
+def test_a_quote_that_is_never_closed_swallows_no_rows(tmp_path: Path) -> None:
+    """All rows behind it would be one record, and count as one."""
+    good = as_csv(ROWS[:1])
+    content = good + b'open,"quote,c\n' + 50 * good[len(as_csv([])) :]
+    with pytest.raises(UserError, match=r"x\.csv: a quote that opens in the row of line 3 is never closed"):
+        source(write(tmp_path, "x.csv", content))
 
 
 def test_csv_cannot_hold_nested_rows(tmp_path: Path) -> None:

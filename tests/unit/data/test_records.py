@@ -3,13 +3,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Callable
 
 import numpy as np
 import pytest
 
+from mindrlhf.data import records as records_module
 from mindrlhf.data.records import (
     REFERENCE_FIELDS,
     TOKEN_FIELDS,
@@ -20,6 +23,7 @@ from mindrlhf.data.records import (
     write_records,
 )
 from mindrlhf.data.sidecar import check_destination, sidecar_path, verify
+from mindrlhf.data.spool import FIXED_BYTES
 from mindrlhf.runtime.errors import BadRecord, UserError
 
 PROVENANCE = {"dataset_sha256": "d1", "tokenizer_hash": "t1", "seq_len": 64, "reference": "record"}
@@ -98,7 +102,7 @@ def test_what_is_read_is_bit_for_bit_what_was_written_in_any_order(record: Path)
 
 def test_a_record_says_its_sizes(record: Path) -> None:
     records, pairs, sidecar = PairRecords(record), [pair(row) for row in range(8)], verify(record)
-    rows = [1024 + 4 * sum(len(getattr(each, name)) for name in TOKEN_FIELDS) for each in pairs]
+    rows = [FIXED_BYTES + 4 * sum(len(getattr(each, name)) for name in TOKEN_FIELDS) for each in pairs]
     assert (sidecar.largest_row, sidecar.row_bytes) == (max(rows), sum(rows))
     longest = max(max(len(each.chosen_ids), len(each.rejected_ids)) for each in pairs)
     assert sidecar.max_response == records.max_response == longest
@@ -131,6 +135,35 @@ def test_a_row_longer_than_the_smallest_page(tmp_path: Path) -> None:
     path = tmp_path / "x.mindrecord"
     write_records(path, [pair(0), long, pair(2)], provenance=PROVENANCE, span=(0, 3), total=3, overlong=0, rejected={})
     assert all(equal(got, given) for got, given in zip(PairRecords(path), [pair(0), long, pair(2)]))
+
+
+@pytest.mark.parametrize("reference", [True, False])
+def test_more_pages_than_the_smallest_header_lists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: bool
+) -> None:
+    """The smallest sizes that MindSpore takes stand for larger ones."""
+    monkeypatch.setattr(records_module, "SMALLEST_HEADER", 1 << 14)
+    monkeypatch.setattr(records_module, "SMALLEST_PAGE", 1 << 15)
+    pairs = [
+        dataclasses.replace(pair(row, reference), prompt_ids=np.full(4050 + row % 50, 2**31 - 1 - row, np.int32))
+        for row in range(400)
+    ]
+    path = tmp_path / "x.mindrecord"
+    provenance = PROVENANCE if reference else WITHOUT
+    write_records(path, pairs, provenance=provenance, span=(0, 400), total=400, overlong=0, rejected={})
+    assert all(equal(got, given) for got, given in zip(PairRecords(path), pairs))
+    content = path.read_bytes()
+    listed = content[: content.index(b"\0", 100)].count(b'"page_id"')
+    assert listed > 200
+    assert b'"header_size":131072' in content[:100]
+
+
+def test_a_row_takes_no_more_bytes_than_is_reckoned(tmp_path: Path) -> None:
+    path = tmp_path / "x.mindrecord"
+    write_records(path, [pair(0)], provenance=PROVENANCE, span=(0, 1), total=1, overlong=0, rejected={})
+    with closing(sqlite3.connect(f"{path}.db")) as index:
+        ((blob, raw),) = index.execute("SELECT PAGE_OFFSET_BLOB_END, PAGE_OFFSET_RAW_END FROM INDEXES")
+    assert blob + raw <= FIXED_BYTES + 4 * sum(len(getattr(pair(0), name)) for name in TOKEN_FIELDS)
 
 
 def test_same_pairs_and_name_give_the_same_bytes(tmp_path: Path, record: Path) -> None:
