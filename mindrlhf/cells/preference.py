@@ -30,10 +30,11 @@ class PreferenceCell(nn.Cell):
 
     loss is the sum over the cell's real pairs divided by the batch's global denominators, so that losses and gradients
     add up to the global batch's. figures has what each pair adds to the sums, its loss not yet divided. rewards are
-    beta (logp - ref); here and in logps/chosen and logps/rejected tokens weigh what they do in the objective, elsewhere
-    they weigh the same. logps/accuracies_per_token counts pairs whose chosen answer has the higher mean log-prob per
-    token. logits/* are sums over scored tokens of the mean over the vocabulary. The cell adds no prefix: parameter
-    names stay MindFormers' own.
+    beta (logp - ref), or of losses such as simpo beta times the mean logp per token; here and in logps/chosen and
+    logps/rejected tokens weigh what they do in the objective, elsewhere they weigh the same.
+    logps/accuracies_per_token counts pairs whose chosen answer has the higher mean log-prob per token. logits/* are
+    sums over scored tokens of the mean over the vocabulary. The cell adds no prefix: parameter names stay
+    MindFormers' own.
 
     explicit_reduction False is semi-auto parallel over data_parallel x model_parallel workers. The gradients of this
     loss are then too large by the number of workers, see `TrainStep`.
@@ -55,6 +56,7 @@ class PreferenceCell(nn.Cell):
         self.weigh = objective.weigh
         self.terms = objective.terms
         self.beta = objective.beta
+        self.mean_rewards = objective.mean_rewards
         self.sum_pairs = ops.ReduceSum().shard(((dp, 1),))
         self.join = ops.Concat().shard(((1,), (1,), (1,)))
         self.divide = ops.RealDiv().shard(((1,), (1,)))
@@ -114,8 +116,8 @@ class PreferenceCell(nn.Cell):
         reference = self.weigh(ref_logps.reshape(-1, 2), ref_shared_logps.reshape(-1, 2))
         by_pairs, by_tokens = self.terms(plain, policy, reference, tokens, squares.reshape(-1, 2), mask)
         policy, plain = ops.stop_gradient(policy), ops.stop_gradient(plain)
-        rewards = self.beta * (policy - reference)
         per_token = plain / ops.maximum(tokens, ops.ones_like(tokens))
+        rewards = self.beta * (per_token if self.mean_rewards else policy - reference)
         logits = logits.reshape(-1, 2)
         figures = [
             by_pairs,

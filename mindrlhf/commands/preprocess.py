@@ -157,7 +157,11 @@ def _need(words: argparse.Namespace, config: Config) -> None:
             raise UserError("--merge joins the parts in one process; run it without the launcher")
         if len(words.src) > 1:
             raise UserError(f"--merge joins the parts of one folder, and --src names {len(words.src)}; give one")
-        return
+    else:
+        _need_to_tokenize(words, config)
+
+
+def _need_to_tokenize(words: argparse.Namespace, config: Config) -> None:
     if config.tokenizer.path is None:
         raise UserError(
             "no tokenizer is named; give --tokenizer a Hugging Face folder, a tokenizer.json or a vocab.json"
@@ -168,6 +172,10 @@ def _need(words: argparse.Namespace, config: Config) -> None:
         value = getattr(words, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} is {value}; give a whole number of {unit}, 1 or more")
+    if config.rlhf.reference == "record" and not config.rlhf.reference_free and not config.model.load_checkpoint:
+        raise UserError(
+            "no weights are named for the reference log-probs; give --load_checkpoint, or set rlhf.reference=none"
+        )
     from mindrlhf.data.source_words import read_words
 
     read_words(words.src, words.dataset_type)
@@ -229,6 +237,7 @@ class Preprocessing:
             "dataset_files": [Path(file).name for file in self.source.files],
             "tokenizer_path": str(Path(self.tokenizer.path).resolve()),
             "tokenizer_hash": self.tokenizer.tokenizer_hash,
+            "template": self.tokenizer.template_name,
             "template_hash": self.tokenizer.template_hash,
             "seq_len": self.encoder.seq_len,
             "overlong": self.encoder.overlong,

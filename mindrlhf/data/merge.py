@@ -77,6 +77,8 @@ def require_written(
     """UserError where no row is left to write. To be called before anything is replaced."""
     if not written:
         counts = accounting(total, written, overlong, rejected)
+        if overlong:
+            counts += " (overlong: give a larger --seq_len, or data.overlong=truncate_prompt_left or truncate_end)"
         raise UserError(f"no row could be used, so nothing was written or replaced: {counts}{_where(rejected_file)}")
 
 

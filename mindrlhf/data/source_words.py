@@ -13,6 +13,7 @@ from pathlib import Path
 from mindrlhf.data.file_rows import ENDINGS
 from mindrlhf.data.formats import DATASET_TYPES
 from mindrlhf.data.known_sets import KNOWN_SETS, KnownSet
+from mindrlhf.data.sidecar import PART_NAME
 from mindrlhf.runtime.errors import UserError
 
 GRAMMAR = "PATH_OR_GLOB[:FORMAT][#COUNT][@WEIGHT]"
@@ -88,7 +89,8 @@ def _of_folder(path: str) -> tuple[str, ...]:
     names = (name for name in sorted(os.listdir(path)) if _is_rows(name))
     files = tuple(file for name in names if os.path.isfile(file := os.path.join(path, name)))
     if not files:
-        raise UserError(f"{path} is a folder without a file of rows; their names end in {', '.join(ENDINGS)}")
+        parts = "; to join parts, give --merge True" if any(map(PART_NAME.fullmatch, os.listdir(path))) else ""
+        raise UserError(f"{path} is a folder without a file of rows; their names end in {', '.join(ENDINGS)}{parts}")
     return files
 
 

@@ -50,6 +50,11 @@ class ChatTokenizer:
         return self._chosen.source
 
     @property
+    def template_name(self) -> str:
+        """What the chat template in use is called: a built-in one's name, the path of a file, or "its own"."""
+        return self._chosen.name
+
+    @property
     def template_is_own(self) -> bool:
         """Whether the template came with the tokenizer, and not from this package or a file that was named."""
         return self._chosen.own

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 from collections.abc import Sequence
 
 from mindrlhf.losses.divergence import DIVERGENCES
@@ -40,5 +41,6 @@ def listing() -> list[str]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no failure
     argparse.ArgumentParser(prog="python -m mindrlhf.losses", description=__doc__).parse_args()
     print("\n".join(listing()))

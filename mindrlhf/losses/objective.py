@@ -32,6 +32,7 @@ class Objective:
     """What a run minimises; `weigh` and `terms` are made for graph mode.
 
     name: such as "sigmoid + 0.1 sft". beta: factor of the rewards in the metrics.
+    mean_rewards: rewards are beta times the policy's mean log-prob per token (simpo, orpo).
     needs_reference, needs_shared, needs_squares: whether `terms` reads reference log-probs at all, `weigh` sums over
     the shared length, `terms` log_sum_sq; where it does not, give zeros.
     over_batch: a pair's term depends on the other pairs of its micro-batch on its worker.
@@ -45,6 +46,7 @@ class Objective:
 
     name: str
     beta: float
+    mean_rewards: bool
     needs_reference: bool
     needs_shared: bool
     needs_squares: bool
@@ -87,9 +89,11 @@ def objective(
         ratios = (shape(apart[:, 0]), shape(apart[:, 1]))
         return total(ratios, policy, (reference[:, 0], reference[:, 1]), tokens, mask, weight)
 
+    leading = next((loss for loss, _ in losses if "beta" in loss.parameters), None)
     return Objective(
         name=_name(losses),
-        beta=next((loss.beta for loss, _ in losses if "beta" in loss.parameters), DEFAULT_BETA),
+        beta=leading.beta if leading else DEFAULT_BETA,
+        mean_rewards=bool(leading and not leading.needs_reference and "counts" in leading.spec.reads),
         needs_reference=not reference_free and any(loss.needs_reference for loss, _ in losses),
         needs_shared=ld_alpha is not None,
         needs_squares=use_weighting,

@@ -51,13 +51,15 @@ def check_record(records: PairRecords, tokenizer: ChatTokenizer | None, loss: Lo
             )
         if records.provenance["template_hash"] != tokenizer.template_hash:
             raise UserError(
-                f"{records.path} was made with another chat template than that of {tokenizer.path}; preprocess again, "
-                f"or set tokenizer.chat_template to the one it was made with"
+                f"{records.path} was made with another chat template ({records.provenance.get('template', 'unknown')}) "
+                f"than that of {tokenizer.path} ({tokenizer.template_name}); preprocess again, or set "
+                f"tokenizer.chat_template to the one it was made with"
             )
     if loss.reference == "record" and loss.objective.needs_reference and not records.has_reference:
         raise UserError(
             f"{records.path} holds no reference log-probs, which rlhf.loss={loss.objective.name} needs; preprocess "
-            f"again without rlhf.reference=none, or train with rlhf.reference=online"
+            f"again without rlhf.reference=none, or set rlhf.reference=online (and to evaluate alone "
+            f"rlhf.reference_checkpoint, what training started from)"
         )
 
 

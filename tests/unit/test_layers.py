@@ -51,7 +51,18 @@ ONLY_IN = {
 DANGEROUS_MODULES = {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle"}
 DANGEROUS_CALLS = {"eval", "exec", "os.system", "os.popen", "yaml.load", "yaml.unsafe_load", "yaml.full_load"}
 DANGEROUS_KEYWORDS = {"shell", "trust_remote_code", "allow_pickle"}
-STANDARD = ("__future__", "collections", "dataclasses", "difflib", "argparse", "importlib", "inspect", "math", "typing")
+STANDARD = (
+    "__future__",
+    "collections",
+    "dataclasses",
+    "difflib",
+    "argparse",
+    "importlib",
+    "signal",
+    "inspect",
+    "math",
+    "typing",
+)
 
 
 @cache

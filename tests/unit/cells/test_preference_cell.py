@@ -96,6 +96,17 @@ def test_two_losses_have_two_denominators() -> None:
     assert float(loss) == pytest.approx(both, rel=1e-5)
 
 
+@pytest.mark.parametrize("name", ["simpo", "orpo"])
+def test_rewards_of_a_loss_per_token_are_per_token(name: str) -> None:
+    """As TRL logs them; sums would measure the length, and the reference has no part in the loss."""
+    model = cell(name)
+    _, sums, *_ = model(*batch(PAIRS, 5, CHOSEN_TOKENS))
+    means = [[logps(pair.prompt_ids, ids)[0].mean() for ids in (pair.chosen_ids, pair.rejected_ids)] for pair in PAIRS]
+    chosen, rejected = np.array(means).sum(0) * model.beta
+    assert by_name(sums)["rewards/chosen"] == pytest.approx(chosen, rel=1e-5)
+    assert by_name(sums)["rewards/rejected"] == pytest.approx(rejected, rel=1e-5)
+
+
 @pytest.mark.parametrize("explicit", [True, False])
 def test_tokens_beyond_the_shorter_answer_count_less(explicit: bool) -> None:
     """LD-DPO: a log-prob is that of the shared length and ld_alpha times the rest, of policy and reference."""

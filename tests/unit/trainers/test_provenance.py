@@ -33,10 +33,11 @@ class Tokenizer:
 
     tokenizer_hash: str = "t"
     template_hash: str = "c"
+    template_name: str = "its own"
     path: str = "model"
 
 
-MADE = {"tokenizer_hash": "t", "template_hash": "c", "reference_fingerprint": "f"}
+MADE = {"tokenizer_hash": "t", "template_hash": "c", "reference_fingerprint": "f", "template": "qwen"}
 
 
 def config(**rlhf: str) -> Config:
@@ -51,7 +52,12 @@ def test_the_same_tokenizer_and_template_pass() -> None:
     ("records", "tokenizer", "loss", "words"),
     [
         (Records(provenance=MADE), Tokenizer(tokenizer_hash="u"), SIGMOID, "another tokenizer"),
-        (Records(provenance=MADE), Tokenizer(template_hash="d"), SIGMOID, "another chat template"),
+        (
+            Records(provenance=MADE),
+            Tokenizer(template_hash="d"),
+            SIGMOID,
+            r"another chat template \(qwen\) than that of model \(its own\)",
+        ),
         (Records(provenance=MADE, has_reference=False), Tokenizer(), SIGMOID, "holds no reference log-probs"),
         (Records(provenance=MADE, max_token=10), Tokenizer(), SIGMOID, "the token 10, and the model knows 10"),
     ],
