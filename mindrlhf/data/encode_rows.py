@@ -17,7 +17,7 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Union
 
-from mindrlhf.data.formats import Rejected
+from mindrlhf.data.formats import Preference, Rejected, Text
 from mindrlhf.data.preference import EncodedPair, encode_pair, fit
 from mindrlhf.data.row_file import RawRow
 from mindrlhf.data.sources import Source
@@ -57,13 +57,33 @@ class RowEncoder:
         preference = self.source.parse(row)
         if isinstance(preference, Rejected):
             return preference
+        if self.overlong == "drop" and _characters(preference) > self._most_characters:
+            return None
         try:
             return fit(encode_pair(self.tokenizer, preference), self.seq_len, self.overlong)
         except TemplateError as error:
             return Rejected(preference.line, error.reason, error.sentence, preference.raw, preference.file)
 
+    @cached_property
+    def _most_characters(self) -> int:
+        """More than any pair that fits can have: a row of megabytes is not tokenized to find that it is overlong.
+
+        Four times the longest token for each of its tokens, since a tokenizer may compose or drop characters.
+        """
+        return 4 * self.seq_len * self.tokenizer.longest_token
+
     def __getstate__(self) -> dict[str, object]:
-        return {name: value for name, value in self.__dict__.items() if name != "tokenizer"}
+        made = ("tokenizer", "_most_characters")
+        return {name: value for name, value in self.__dict__.items() if name not in made}
+
+
+def _characters(preference: Preference) -> int:
+    """Of the prompt and the longer answer, blanks at the ends left out."""
+    return _length(preference.prompt) + max(_length(preference.chosen), _length(preference.rejected))
+
+
+def _length(text: Text) -> int:
+    return len(text.strip()) if isinstance(text, str) else sum(len(turn["content"].strip()) for turn in text)
 
 
 def encode_rows(encoder: RowEncoder, rows: Iterable[RawRow], processes: int) -> Iterator[Outcome]:

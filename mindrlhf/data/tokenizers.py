@@ -44,6 +44,11 @@ class ChatTokenizer:
         self._template = ChatTemplate(tokenizer, chosen)
         self._chosen = chosen
 
+    @cached_property
+    def longest_token(self) -> int:
+        """Characters of the longest token."""
+        return max(map(len, self._tokenizer.get_vocab()))
+
     @property
     def template(self) -> str:
         """Text of the chat template in use."""

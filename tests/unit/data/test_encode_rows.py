@@ -79,6 +79,26 @@ def test_what_the_template_refuses_is_rejected_with_its_file(tmp_path: Path, tok
     assert second.file == str(tmp_path / "b.jsonl")
 
 
+def test_a_row_that_cannot_fit_is_not_tokenized(
+    tmp_path: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = {"prompt": "x", "pos_resp": "y " * 1_000_000, "neg_resp": "z"}
+    (tmp_path / "in.jsonl").write_text(json.dumps(long) + "\n" + json.dumps(row(1)))
+    source = Source([str(tmp_path / "in.jsonl")], "cvalues")
+    encoder = RowEncoder(source, str(tokenizer_folder), None, "auto", SEQ_LEN, "drop")
+    seen = []
+
+    def encode(tokenizer: object, preference: Preference) -> EncodedPair:
+        seen.append(preference.line)
+        return encode_pair(encoder.tokenizer, preference)
+
+    monkeypatch.setattr("mindrlhf.data.encode_rows.encode_pair", encode)
+    overlong, pair = encode_rows(encoder, source.raw(), 1)
+    assert overlong is None
+    assert isinstance(pair, EncodedPair)
+    assert seen == [2]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3])
 def test_several_processes_make_the_same_in_the_same_order(encoder: RowEncoder, processes: int) -> None:
