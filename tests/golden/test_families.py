@@ -155,6 +155,7 @@ def test_log_probs_loss_and_gradients(built: Built) -> None:
         assert np.abs(entries - built.figures["grad_entries"][name]).max() < CLOSE * norm, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("passes", [1, 2])
 def test_ten_steps_of_training(built: Built, passes: int) -> None:
     cell = built.cell
