@@ -40,7 +40,7 @@ def test_online_needs_no_reference_in_the_record(shell: Shell, trained: Callable
     files = ["--src", "data/train.jsonl", "--dst", "bare.mindrecord", "--dataset_type", "cvalues"]
     text = ["--tokenizer", "model", "--seq_len", SEQ_LEN]
     shell.must("tools/dpo_preprocess.py", *CONFIG, *files, *text, ONLINE)
-    shell.train("from_bare", "train.steps=8", "--train_dataset", "bare.mindrecord", ONLINE)
+    shell.train("from_bare", "train.steps=8", "data.train=bare.mindrecord", ONLINE)
     assert_same(steps(shell.folder / "from_bare"), steps(trained(ONLINE)), 1e-6)
 
 
