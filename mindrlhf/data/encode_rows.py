@@ -159,11 +159,12 @@ class _Helper:
             done = self.pipe.recv()
         except (EOFError, ConnectionError):
             self.process.join()
-            if (self.process.exitcode or 0) > 0:
+            code = self.process.exitcode or 0
+            if code >= 0:
                 raise RuntimeError("a process that tokenizes has failed; see above") from None
-            raise UserError(
-                "a process that tokenizes was killed, mostly for want of memory; run again with fewer --workers"
-            ) from None
+            advice = "again with fewer --workers: mostly it is memory that was wanting" if code == -9 else "again"
+            name = signal.Signals(-code).name
+            raise UserError(f"a process that tokenizes was ended by {name}; run {advice}") from None
         if isinstance(done, UserError):
             raise done
         return done
