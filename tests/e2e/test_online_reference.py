@@ -49,9 +49,9 @@ def test_a_following_reference_moves_and_is_resumed(shell: Shell, trained: Calla
     following, fixed = steps(trained(*FOLLOWING)), steps(trained(ONLINE))
     assert_same(following[:3], fixed[:3], 1e-6)
     assert abs(following[3]["rewards/chosen"]) < abs(fixed[3]["rewards/chosen"])
-    shell.train("halves", "train.steps=4", *FOLLOWING)
-    shell.train("halves", "train.steps=8", *FOLLOWING, "--resume", "True")
-    for mine, whole in zip(steps(shell.folder / "halves"), following):
+    shell.train("following_halves", "train.steps=4", *FOLLOWING)
+    shell.train("following_halves", "train.steps=8", *FOLLOWING, "--resume", "True")
+    for mine, whole in zip(steps(shell.folder / "following_halves"), following):
         assert (mine["loss"], mine["grad_norm"]) == (whole["loss"], whole["grad_norm"])
 
 
