@@ -5,12 +5,12 @@ import gzip
 import io
 import json
 import os
-import pickle
 import random
 from pathlib import Path
 from typing import Any
 
 import pytest
+from handed_over import sent
 
 from mindrlhf.data import row_file, table_rows
 from mindrlhf.data.formats import Preference, Rejected
@@ -87,7 +87,7 @@ def test_every_kind_of_file_has_the_same_rows(
     rows = source(tmp_path / name)
     assert rows.total == 10
     assert prompts(rows.read()) == [row["prompt"] for row in ROWS]
-    again = pickle.loads(pickle.dumps(rows))
+    again = sent(rows)
     for start in range(11):
         for stop in range(start, 12):
             assert prompts(again.read(start, stop)) == [row["prompt"] for row in ROWS[start:stop]]
