@@ -11,6 +11,7 @@ import hashlib
 import os
 import stat
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ class Mark(NamedTuple):
 
 
 @dataclass
-class RowFile:
+class RowFile(ABC):
     """One file of rows. `scan` counts them once; `rows` then cuts out any slice, again and again."""
 
     path: str
@@ -54,8 +55,39 @@ class RowFile:
     columns: tuple[str, ...] = ()  # of a table, those that are wanted
     total: int = 0
     digest: str = ""
-    marks: list[Mark] = attribute(default_factory=list)
     stamp: tuple[int, int] = (0, 0)
+
+    @abstractmethod
+    def scan(self, limit: int | None = None) -> None:
+        """Count the first `limit` rows and hash what decides them. `UserError` where the file is broken or has none."""
+
+    @abstractmethod
+    def rows(self, start: int, stop: int) -> Iterator[RawRow]:
+        """Rows `start` to `stop - 1`, counted from 0."""
+
+    def _require_unchanged(self) -> None:
+        if self._stamp() != self.stamp:
+            raise UserError(f"{self.path} was changed while it was read; start again")
+
+    def _stamp(self) -> tuple[int, int]:
+        with explaining(self.path):
+            status = os.stat(self.path)
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"{self.path} is no file that can be read twice; save it to the disk")
+        if not status.st_size:
+            raise UserError(f"{self.path} is empty")
+        return status.st_size, status.st_mtime_ns
+
+    def _require_rows(self) -> None:
+        if not self.total:
+            raise UserError(f"{self.path} holds no rows")
+
+
+@dataclass
+class StreamFile(RowFile):
+    """A file that is read from its beginning, or from marks on the way; plain, or compressed by gzip."""
+
+    marks: list[Mark] = attribute(default_factory=list)
 
     def scan(self, limit: int | None = None) -> None:
         """Count the first `limit` rows and hash what decides them. `UserError` where the file is broken or has none."""
@@ -68,8 +100,7 @@ class RowFile:
                 digest.update(_hashed(raw))
                 self.total += 1
         self.digest = digest.hexdigest()
-        if not self.total:
-            raise UserError(f"{self.path} holds no rows")
+        self._require_rows()
 
     def rows(self, start: int, stop: int) -> Iterator[RawRow]:
         """Rows `start` to `stop - 1`, counted from 0."""
@@ -87,22 +118,9 @@ class RowFile:
         """Whether reading can begin in the middle."""
         return not self.path.lower().endswith(".gz")
 
+    @abstractmethod
     def _cut(self, mark: Mark | None) -> Iterator[tuple[int, RawRow]]:
         """Rows from `mark` on, or all, each with its offset."""
-        raise NotImplementedError
-
-    def _require_unchanged(self) -> None:
-        if self._stamp() != self.stamp:
-            raise UserError(f"{self.path} was changed while it was read; start again")
-
-    def _stamp(self) -> tuple[int, int]:
-        with explaining(self.path):
-            status = os.stat(self.path)
-        if not stat.S_ISREG(status.st_mode):
-            raise UserError(f"{self.path} is no file that can be read twice; save it to the disk")
-        if not status.st_size:
-            raise UserError(f"{self.path} is empty")
-        return status.st_size, status.st_mtime_ns
 
     @contextmanager
     def _open(self, mark: Mark | None) -> Iterator[BinaryIO]:

@@ -14,6 +14,7 @@ from mindrlhf.data.row_file import (
     Mark,
     RawRow,
     RowFile,
+    StreamFile,
     explaining,
     first_line,
 )
@@ -24,7 +25,7 @@ TABLE_ROWS = 256
 MOST_KEPT = 1 << 20  # bytes of a record that is none, such as one whose quote was never closed
 
 
-class Csv(RowFile):
+class Csv(StreamFile):
     """A table with a header row; a line is the one where a record begins."""
 
     def _cut(self, mark: Mark | None) -> Iterator[tuple[int, RawRow]]:
@@ -79,8 +80,7 @@ class Parquet(RowFile):
             rows = self._table().metadata.num_rows
             self.digest = sha256_file(self.path)
         self.total = rows if limit is None else min(rows, limit)
-        if not self.total:
-            raise UserError(f"{self.path} holds no rows")
+        self._require_rows()
 
     def rows(self, start: int, stop: int) -> Iterator[RawRow]:
         """Rows `start` to `stop - 1`, counted from 0; row groups before them are not read."""

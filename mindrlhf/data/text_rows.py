@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from mindrlhf.data.json_array import ArrayReader, BrokenArray
-from mindrlhf.data.row_file import LONGEST_ROW, LineReader, Mark, RawRow, RowFile
+from mindrlhf.data.row_file import LONGEST_ROW, LineReader, Mark, RawRow, StreamFile
 from mindrlhf.runtime.errors import UserError
 
 
-class Lines(RowFile):
+class Lines(StreamFile):
     """One JSON object a line; blank lines are no rows."""
 
     def _cut(self, mark: Mark | None) -> Iterator[tuple[int, RawRow]]:
@@ -28,7 +28,7 @@ class Lines(RowFile):
                 offset = lines.offset
 
 
-class Array(RowFile):
+class Array(StreamFile):
     """One JSON array; a line is an element."""
 
     def _cut(self, mark: Mark | None) -> Iterator[tuple[int, RawRow]]:
