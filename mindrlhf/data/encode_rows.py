@@ -125,11 +125,12 @@ def tasks(rows: Iterable[RawRow]) -> Iterator[Task]:
 def _start(encoder: RowEncoder, count: int) -> list[_Helper]:
     # Not forked: MindSpore's threads would be missing, with the locks that they hold.
     context = multiprocessing.get_context("spawn")
-    # Started with the first process otherwise, this would unblock the signal.
-    resource_tracker.ensure_running()
-    # Ctrl-C is the parent's to answer: they inherit that it is blocked, and so it is from their first moment.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
+        # Started with the first process otherwise, this would unblock the signal.
+        resource_tracker.ensure_running()
+        # Ctrl-C is the parent's to answer: they inherit that it is blocked, and so it is from their first moment.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         return [_Helper(context, encoder) for _ in range(count)]
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

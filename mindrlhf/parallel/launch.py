@@ -135,6 +135,8 @@ def _signals_raise() -> Iterator[None]:
         raise Stopped(number)
 
     caught = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    # A command of ours that started us has blocked SIGINT for itself.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, caught)
     # What the caller ignores (nohup, a background job) stays ignored.
     before = {number: signal.signal(number, stop) for number in caught if signal.getsignal(number) != signal.SIG_IGN}
     try:
@@ -362,4 +364,5 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    # With its words, for it answers signals itself.
+    sys.exit(run(main, sys.argv[1:]))

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from typing import Callable
 
+from mindrlhf.runtime.interrupts import heed_interrupts
+
 INTERRUPTED = 130  # as the shell says of Ctrl-C
 # Absent where an environment was not activated.
 PACKAGES = ("mindspore", "mindformers", "safetensors", "transformers", "tokenizers", "numpy", "tqdm", "matplotlib")
@@ -30,7 +32,12 @@ class IncompleteCheckpoint(UserError):
 
 
 def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
-    """Call `main(argv)` as a command: its exit code; what the user can mend is said in one line on stderr."""
+    """Call `main(argv)` as a command: its exit code; what the user can mend is said in one line on stderr.
+
+    argv: the words; None where this process is the command, which then also takes charge of Ctrl-C.
+    """
+    if argv is None:
+        heed_interrupts()
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         return main(words) or 0

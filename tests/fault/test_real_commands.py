@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from mistakes import TABLE
 from pipeline_shell import CONFIG, Shell
+from running import running
 from workshop import Workshop, table
 
 pytestmark = pytest.mark.slow
@@ -43,7 +44,7 @@ def test_an_interrupted_training_says_so(shell: Shell, number: signal.Signals) -
     given = ["--train_dataset", "train.mindrecord", "--load_checkpoint", "model", "train.epochs=100000"]
     argv = [sys.executable, str(ROOT / "run_dpo.py"), *CONFIG, *given, f"output_dir={output}"]
     metrics = shell.folder / output / "metrics.jsonl"
-    with subprocess.Popen(argv, cwd=shell.folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+    with running(argv, cwd=shell.folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         while process.poll() is None and not metrics.exists():
             time.sleep(0.2)
         process.send_signal(number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from running import running
 
 from mindrlhf.parallel.launch import free_port
 
@@ -38,13 +40,15 @@ def folder(tmp_path: Path) -> Path:
     return work
 
 
-def start(folder: Path, code: str, workers: int = 2, args: str = "", **variables: str) -> subprocess.Popen[str]:
+def start(
+    folder: Path, code: str, workers: int = 2, args: str = "", **variables: str
+) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
     script = folder.parent / "script.py"
     script.write_text(code, encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if name not in FOREIGN}
     environment["PATH"] = os.path.dirname(sys.executable) + os.pathsep + environment["PATH"]
     environment.update(variables, TMPDIR=str(folder.parent / "tmp"))
-    return subprocess.Popen(
+    return running(
         ["bash", str(LAUNCHER), f"../script.py {args}", str(workers)],
         cwd=folder,
         env=environment,
@@ -55,8 +59,8 @@ def start(folder: Path, code: str, workers: int = 2, args: str = "", **variables
 
 
 def launch(folder: Path, code: str, workers: int = 2, args: str = "", **variables: str) -> tuple[int, str, str]:
-    process = start(folder, code, workers, args, **variables)
-    out, err = process.communicate(timeout=300)
+    with start(folder, code, workers, args, **variables) as process:
+        out, err = process.communicate(timeout=300)
     assert list(folder.iterdir()) == []
     return process.returncode, out, err
 
@@ -158,11 +162,11 @@ def test_a_killed_worker_ends_the_job(folder: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_all_workers(number: signal.Signals, folder: Path) -> None:
     code = JOIN + "device.barrier()\nprint('ready', flush=True)\ntime.sleep(300)"
-    process = start(folder, code)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    process.send_signal(number)
-    assert process.communicate(timeout=60) == ("", f"stopped by {number.name}\n")
+    with start(folder, code) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        assert process.communicate(timeout=60) == ("", f"stopped by {number.name}\n")
     assert process.returncode == 128 + number
     assert alive(folder) == []
     assert list((folder.parent / "tmp").iterdir()) == []
@@ -173,11 +177,11 @@ def test_ctrl_c_lets_a_worker_tidy_up(folder: Path) -> None:
         "device.barrier()\nprint('ready', flush=True)\n"
         "try:\n    time.sleep(300)\nfinally:\n    open(f'../tidied_{device.rank}', 'w').close()"
     )
-    process = start(folder, code)
-    assert process.stdout is not None
-    process.stdout.readline()
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    with start(folder, code) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
     assert {path.name for path in folder.parent.glob("tidied_*")} == {"tidied_0", "tidied_1"}
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from pipeline_shell import ROOT, Shell
+from running import running
 
 pytestmark = pytest.mark.slow
 
@@ -93,7 +94,12 @@ class Started:
         argv = [sys.executable, str(ROOT / script), *rest]
         self.parts = shell.folder / "x.parts"
         self.process = subprocess.Popen(
-            argv, cwd=shell.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+            argv,
+            cwd=shell.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
 
     def when(self, condition: Callable[[], bool]) -> None:
@@ -168,13 +174,12 @@ def test_two_workers_of_which_one_is_killed_go_on_to_the_same_bytes(
     line = " ".join(words(place, "--workers", 2))
     argv = ["bash", str(ROOT / "scripts" / "msrun_launcher.sh"), f"{ROOT}/{line}", "2"]
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    with subprocess.Popen(
+    with running(
         argv,
         cwd=shell.folder,
         env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        start_new_session=True,
     ) as launcher:
         parts = shell.folder / "x.parts"
         while len(list(parts.glob("part-*.json"))) < 3:
