@@ -240,7 +240,7 @@ class ScoreSequences(nn.Cell):
     def __init__(
         self,
         backbone: nn.Cell,
-        head_weight: ms.Parameter,
+        head: nn.Cell,
         seq_length: int,
         rows_per_unit: int,
         pairs_per_unit: int,
@@ -253,7 +253,7 @@ class ScoreSequences(nn.Cell):
         super().__init__(auto_prefix=False)
         dp = data_parallel
         self.backbone = backbone
-        self.head_weight = head_weight
+        self.head = head
         self.shared = shared
         self.squares = squares
         self.mask = SegmentMask(seq_length, dp)
@@ -265,7 +265,7 @@ class ScoreSequences(nn.Cell):
 
     def construct(self, input_ids, position_ids, segment_ids, predict_from, targets, sequence_index, in_shared):
         hidden = self.backbone(input_ids, position_ids, self.mask(segment_ids))
-        token_logps, token_logits, token_squares = self.score(hidden, self.head_weight, predict_from, targets)
+        token_logps, token_logits, token_squares = self.score(hidden, self.head(), predict_from, targets)
         scored = self.scored(sequence_index, self.none).astype(ms.float32)
         logps = self.sum_sequences(token_logps, sequence_index)
         logits = self.sum_sequences(token_logits, sequence_index)

@@ -16,11 +16,10 @@ from mindrlhf.checkpoint.store import (
     rank_file,
     rank_folders,
     read_tensors,
-    some,
     sweep,
 )
 from mindrlhf.parallel.strategy import TensorLayout, is_whole, read_strategy, strategy_path, strategy_ranks
-from mindrlhf.runtime.errors import CorruptCheckpoint, IncompleteCheckpoint, UserError
+from mindrlhf.runtime.errors import CorruptCheckpoint, IncompleteCheckpoint, UserError, some
 from mindrlhf.runtime.files import PathLike, replacing, sha256_file
 
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mindrlhf.parallel.strategy import is_whole, read_strategy, strategy_path
-from mindrlhf.runtime.errors import CorruptCheckpoint, IncompleteCheckpoint, UserError
+from mindrlhf.runtime.errors import NAMED, CorruptCheckpoint, IncompleteCheckpoint, UserError, some
 from mindrlhf.runtime.files import PathLike, replacing
 
 Arrays = Mapping[str, np.ndarray]
@@ -40,7 +40,6 @@ TOKENIZER_FILES = (
 _RANK = re.compile(r"rank_(\d+)")
 _INDEX = "model.safetensors.index.json"
 _SAMPLES = 64
-_NAMED = 10  # names a message lists
 
 
 @dataclass(frozen=True)
@@ -142,7 +141,7 @@ def _in_folder(folder: Path) -> Weights:
     if len(files) == 1:
         return Weights((files[0],), folder, files[0].suffix[1:])
     if files:
-        names = ", ".join(file.name for file in files[:_NAMED])
+        names = ", ".join(file.name for file in files[:NAMED])
         raise UserError(f"{folder} holds {len(files)} weight files and no {_INDEX} ({names}): name one of them")
     raise UserError(f"{folder} holds no weights (looked for *.safetensors, *.ckpt, {_INDEX}, {NETWORK} and rank_0)")
 
@@ -376,9 +375,3 @@ def sweep(folder: PathLike) -> None:
     """Remove the temporary files that a killed save left in `folder`."""
     for leftover in [*Path(folder).glob(".tmp*"), *Path(folder).glob(".*.tmp")]:
         leftover.unlink()
-
-
-def some(names: list[str]) -> str:
-    """The first ten names for a message, and how many more there are."""
-    shown = ", ".join(names[:_NAMED])
-    return shown if len(names) <= _NAMED else f"{shown}, and {len(names) - _NAMED} more"

@@ -33,6 +33,7 @@ MOVED = {
     "parallel_config.pipeline_stage": "parallel.pipeline_stage",
     "parallel_config.micro_batch_num": "parallel.micro_batch_num",
     "parallel_config.vocab_emb_dp": "parallel.vocab_emb_dp",
+    "parallel_config.expert_parallel": "parallel.expert_parallel",
 }
 RENAMED = {  # values of keys that have the same name in both
     "run_mode": {"finetune": "train"},
@@ -76,7 +77,7 @@ WITHOUT_EFFECT = {
         *("parameter_broadcast", "pipeline_stages"),
     ),
     "parallel_config": (
-        *("context_parallel", "context_parallel_algo", "ulysses_degree_in_cp", "expert_parallel", "seq_split_num"),
+        *("context_parallel", "context_parallel_algo", "ulysses_degree_in_cp", "seq_split_num"),
         *("use_seq_parallel", "gradient_aggregation_group", "optimizer_shard", "recompute", "mem_coeff", "swap"),
     ),
 }

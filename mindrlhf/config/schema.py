@@ -155,6 +155,7 @@ class Parallel:
     micro_batch_num: int = _leaf(1, _count)
     optimizer_shard: bool = _leaf(False, _yes_no)
     vocab_emb_dp: bool = _leaf(True, _yes_no)
+    expert_parallel: int = _leaf(1, _count)
 
 
 @dataclass(frozen=True)

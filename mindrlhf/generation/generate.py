@@ -21,10 +21,10 @@ class NextTokenLogits(nn.Cell):
     Rows are padded on the right, so the causal rule alone keeps padding out of sight.
     """
 
-    def __init__(self, backbone: nn.Cell, head_weight: ms.Parameter, rows: int, length: int) -> None:
+    def __init__(self, backbone: nn.Cell, head: nn.Cell, rows: int, length: int) -> None:
         super().__init__(auto_prefix=False)
         self.backbone = backbone
-        self.head_weight = head_weight
+        self.head = head
         self.positions = Tensor(np.tile(np.arange(length, dtype=np.int32), (rows, 1)))
         self.forbidden = Tensor(np.tile(np.triu(np.ones((length, length), np.uint8), 1), (rows, 1, 1, 1)))
         self.gather = ops.Gather(batch_dims=1)
@@ -33,7 +33,7 @@ class NextTokenLogits(nn.Cell):
     def construct(self, input_ids, last):  # type: ignore[no-untyped-def]  # graph code
         hidden = self.backbone(input_ids, self.positions, self.forbidden)
         states = self.gather(hidden, last, 1).reshape(input_ids.shape[0], -1)
-        return self.product(states, self.head_weight.astype(states.dtype)).astype(ms.float32)
+        return self.product(states, self.head().astype(states.dtype)).astype(ms.float32)
 
 
 def row_length(prompts: Sequence[Sequence[int]], max_new_tokens: int) -> int:
@@ -57,7 +57,7 @@ def generate(
     told how many tokens each round added.
     """
     rows, length = min(ROWS, len(prompts)), row_length(prompts, max_new_tokens)
-    cell = NextTokenLogits(family.backbone(model), family.head_weight(model), rows, length).set_train(False)
+    cell = NextTokenLogits(family.backbone(model), family.head(model), rows, length).set_train(False)
     answers: list[list[int]] = []
     for start in range(0, len(prompts), rows):
         batch = Batch(prompts[start : start + rows], rows, length)

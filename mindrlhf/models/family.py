@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mindrlhf.runtime.errors import UserError
+from mindrlhf.models.hf_weights import Group, are_ms, faults, to_hf, to_ms
+from mindrlhf.runtime.errors import IncompleteCheckpoint, UserError
 
 if TYPE_CHECKING:
     import numpy as np
-    from mindspore import Parameter, nn
+    from mindspore import nn
 
     Arrays = dict[str, np.ndarray]
+
+
+TINY_HEAD = 32  # head size of tiny models
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,8 @@ class BuildOptions:
     """What a run adds to a model's shapes.
 
     seq_length: S, tokens of a row. compute_dtype, param_dtype: names such as "float32". fused: the Ascend kernels
-    (flash attention, RmsNorm) instead of the plain ones. The rest is the parallel layout.
+    (flash attention, RmsNorm) instead of the plain ones. aux_loss_coef: weight of a router's load-balance loss, None as
+    config.json says. The rest is the parallel layout.
     """
 
     seq_length: int
@@ -34,6 +39,8 @@ class BuildOptions:
     micro_batch_num: int = 1
     optimizer_shard: bool = False
     vocab_emb_dp: bool = True
+    expert_parallel: int = 1
+    aux_loss_coef: float | None = None
 
 
 class ModelFamily(ABC):
@@ -46,6 +53,9 @@ class ModelFamily(ABC):
     architectures: ClassVar[tuple[str, ...]]  # of config.json
     collations: ClassVar[tuple[str, ...]] = ("padded",)  # those that are exact for it
     config_keys: ClassVar[frozenset[str]]  # of config.json, that mean something here
+    lora_targets: ClassVar[tuple[str, ...]] = ()  # leaf cells of MindFormers' model: every linear layer but the head
+    template: ClassVar[str] = "chatml"  # the built-in chat template of its published models
+    tokenizer_kind: ClassVar[str] = "bpe"  # or sentencepiece, tiktoken: what its published tokenizer is
 
     @abstractmethod
     def from_hf_config(self, hf_config: Mapping[str, Any], options: BuildOptions) -> dict[str, Any]:
@@ -68,16 +78,46 @@ class ModelFamily(ABC):
         """
 
     @abstractmethod
-    def head_weight(self, model: nn.Cell) -> Parameter:
-        """The (V,H) matrix whose product with a hidden state gives the logits."""
+    def head(self, model: nn.Cell) -> nn.Cell:
+        """A cell () -> the (V,H) matrix whose product with a hidden state gives the logits."""
 
     @abstractmethod
-    def hf_to_ms(self, arrays: Arrays, tied: bool = False) -> Arrays:
-        """Tensors under Hugging Face names as tensors under MindFormers names."""
+    def tensors(self, hf_config: Mapping[str, Any]) -> Iterable[Group]:
+        """Every tensor of a checkpoint of this config, in Hugging Face's words and in MindFormers'."""
 
     @abstractmethod
-    def ms_to_hf(self, arrays: Arrays) -> Arrays:
-        """The inverse of `hf_to_ms`."""
+    def tiny_config(self, vocab_size: int, hidden_size: int, layers: int) -> dict[str, Any]:
+        """config.json of a small model, with the keys that published checkpoints carry; head size TINY_HEAD."""
+
+    def ignored(self, name: str, hf_config: Mapping[str, Any]) -> bool:
+        """Whether a tensor of that Hugging Face name may lie in a checkpoint and mean nothing.
+
+        Rotary tables, and the head where it is the embedding.
+        """
+        return name.endswith("inv_freq") or (name == "lm_head.weight" and is_tied(hf_config))
+
+    def hf_to_ms(self, arrays: Arrays, hf_config: Mapping[str, Any]) -> Arrays:
+        """Tensors under Hugging Face names as tensors under MindFormers names; UserError where they do not fit.
+
+        Tensors that have MindFormers names already are returned as they are.
+        """
+        groups = list(self.tensors(hf_config))
+        if are_ms(groups, arrays):
+            return arrays
+        shapes = {name: array.shape for name, array in arrays.items()}
+        wrong = faults(groups, shapes, lambda name: self.ignored(name, hf_config))
+        if wrong:
+            raise IncompleteCheckpoint("; ".join(wrong))
+        return to_ms(groups, arrays)
+
+    def ms_to_hf(self, arrays: Arrays, hf_config: Mapping[str, Any]) -> Arrays:
+        """The inverse of `hf_to_ms`; of gradients, which may be some of the tensors, too."""
+        return to_hf(self.tensors(hf_config), arrays)
+
+
+def is_tied(hf_config: Mapping[str, Any]) -> bool:
+    """Whether the head is the embedding."""
+    return bool(hf_config.get("tie_word_embeddings", False))
 
 
 _FAMILIES: dict[str, ModelFamily] = {}

@@ -1,55 +1,102 @@
-"""Parameter names in Hugging Face's words and in MindFormers': maps names and arrays, opens no file."""
+"""Tensors in Hugging Face's words and in MindFormers': maps names and arrays, opens no file."""
 
 from __future__ import annotations
 
-import re
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Callable
+
+from mindrlhf.runtime.errors import some
 
 if TYPE_CHECKING:
     import numpy as np
 
-# Hugging Face part -> MindFormers part, inside `model.layers.N.` and at the top.
-LLAMA_LAYER = {
-    "self_attn.q_proj": "attention.wq",
-    "self_attn.k_proj": "attention.wk",
-    "self_attn.v_proj": "attention.wv",
-    "self_attn.o_proj": "attention.wo",
-    "mlp.gate_proj": "feed_forward.w1",
-    "mlp.down_proj": "feed_forward.w2",
-    "mlp.up_proj": "feed_forward.w3",
-    "input_layernorm": "attention_norm",
-    "post_attention_layernorm": "ffn_norm",
-}
-LLAMA_TOP = {
-    "model.embed_tokens.weight": "model.tok_embeddings.embedding_weight",
-    "model.norm.weight": "model.norm_out.weight",
-    "lm_head.weight": "lm_head.weight",
-}
-_LAYER = re.compile(r"(model\.layers\.\d+\.)(.+)\.(weight|bias)")
+Shape = tuple[int, ...]
+Shapes = Mapping[str, Shape]
 
 
-def rename(name: str, top: dict[str, str], layer: dict[str, str]) -> str:
-    """The other spelling of one parameter name; a name in neither table is returned as it is, to be reported later."""
-    if name in top:
-        return top[name]
-    match = _LAYER.fullmatch(name)
-    if match and match.group(2) in layer:
-        return f"{match.group(1)}{layer[match.group(2)]}.{match.group(3)}"
-    return name
+def same(*arrays: np.ndarray) -> Sequence[np.ndarray]:
+    """The arrays as they are."""
+    return arrays
 
 
-def llama_to_ms(arrays: dict[str, np.ndarray], tied: bool) -> dict[str, np.ndarray]:
-    """Llama-like tensors under MindFormers names. Drops rotary tables, and the head where it is the embedding."""
-    skipped = {"lm_head.weight"} if tied else set()
-    return {
-        rename(name, LLAMA_TOP, LLAMA_LAYER): array
-        for name, array in arrays.items()
-        if name not in skipped and not name.endswith("rotary_emb.inv_freq")
-    }
+@dataclass(frozen=True)
+class Group:
+    """The smallest set of tensors that are one another's.
+
+    hf: Hugging Face names with their shapes, in the order in which `join` takes and `split` returns arrays. ms:
+    MindFormers names, likewise. `join` and `split` move entries and compute nothing, so that they undo each other bit
+    for bit and serve gradients too.
+    """
+
+    hf: Shapes
+    ms: tuple[str, ...]
+    join: Callable[..., Sequence[np.ndarray]] = same
+    split: Callable[..., Sequence[np.ndarray]] = same
 
 
-def llama_to_hf(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The inverse of `llama_to_ms`."""
-    top = {ms: hf for hf, ms in LLAMA_TOP.items()}
-    layer = {ms: hf for hf, ms in LLAMA_LAYER.items()}
-    return {rename(name, top, layer): array for name, array in arrays.items()}
+def renamed(hf: str, ms: str, *shape: int) -> Group:
+    """One tensor that has two names."""
+    return Group({hf: shape}, (ms,))
+
+
+def to_ms(groups: Iterable[Group], arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Arrays under Hugging Face names as arrays under MindFormers names; groups of which none is there are left out.
+
+    Raises KeyError where part of a group is missing; see `faults`.
+    """
+    joined: dict[str, np.ndarray] = {}
+    for group in groups:
+        if any(name in arrays for name in group.hf):
+            joined.update(zip(group.ms, group.join(*(arrays[name] for name in group.hf))))
+    return joined
+
+
+def to_hf(groups: Iterable[Group], arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The inverse of `to_ms`."""
+    split: dict[str, np.ndarray] = {}
+    for group in groups:
+        if any(name in arrays for name in group.ms):
+            split.update(zip(group.hf, group.split(*(arrays[name] for name in group.ms))))
+    return split
+
+
+def faults(groups: Iterable[Group], shapes: Shapes, ignored: Callable[[str], bool] = lambda name: False) -> list[str]:
+    """What is wrong with tensors of these Hugging Face names and shapes: missing, of another shape, foreign.
+
+    Clauses for a message, none where all is well. ignored: names that may be there and mean nothing.
+    """
+    expected: dict[str, Shape] = {}
+    for group in groups:
+        expected.update(group.hf)
+    missing = [name for name in expected if name not in shapes]
+    misshaped = [
+        f"{name} is {tuple(shapes[name])}, the model's {tuple(shape)}"
+        for name, shape in expected.items()
+        if name in shapes and tuple(shapes[name]) != tuple(shape)
+    ]
+    foreign = [name for name in shapes if name not in expected and not ignored(name)]
+    clauses = []
+    if missing:
+        clauses.append(f"{len(missing)} of {len(expected)} tensors missing: {some(missing)}")
+    if misshaped:
+        clauses.append(f"{len(misshaped)} of another shape: {some(misshaped)}")
+    if foreign:
+        clauses.append(f"{len(foreign)} not the model's: {some(foreign)}")
+    return clauses
+
+
+def are_ms(groups: Iterable[Group], names: Collection[str]) -> bool:
+    """Whether tensors have MindFormers names: more of those that tell are MindFormers' than Hugging Face's."""
+    hf: set[str] = set()
+    ms: set[str] = set()
+    for group in groups:
+        hf.update(group.hf)
+        ms.update(group.ms)
+    return len((ms - hf) & set(names)) > len((hf - ms) & set(names))
+
+
+def every(layers: int, per_layer: Callable[[int], Iterable[Group]]) -> Iterator[Group]:
+    """The groups of all layers."""
+    for layer in range(layers):
+        yield from per_layer(layer)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from mindrlhf.models import hf_weights
-from mindrlhf.models.family import BuildOptions, ModelFamily, register
+from mindrlhf.models.family import TINY_HEAD, BuildOptions, ModelFamily, is_tied, register
+from mindrlhf.models.hf_weights import Group, renamed
 from mindrlhf.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from mindspore import Parameter, nn
+    from mindspore import nn
 
 
 class LlamaFamily(ModelFamily):
@@ -33,7 +32,7 @@ class LlamaFamily(ModelFamily):
 
     def from_hf_config(self, hf_config: Mapping[str, Any], options: BuildOptions) -> dict[str, Any]:
         """Arguments of MindFormers' LlamaConfig. UserError where config.json asks for what this class cannot do."""
-        heads = _need(hf_config, "num_attention_heads")
+        heads = need(hf_config, "num_attention_heads")
         self._refuse_unsupported(hf_config, options.seq_length)
         kernels = {
             "use_flash_attention": options.fused,
@@ -45,15 +44,15 @@ class LlamaFamily(ModelFamily):
             "type": "LlamaConfig",
             "batch_size": 1,
             "seq_length": options.seq_length,
-            "hidden_size": _need(hf_config, "hidden_size"),
-            "num_layers": _need(hf_config, "num_hidden_layers"),
+            "hidden_size": need(hf_config, "hidden_size"),
+            "num_layers": need(hf_config, "num_hidden_layers"),
             "num_heads": heads,
             "n_kv_heads": hf_config.get("num_key_value_heads") or heads,
-            "vocab_size": _need(hf_config, "vocab_size"),
-            "intermediate_size": _need(hf_config, "intermediate_size"),
+            "vocab_size": need(hf_config, "vocab_size"),
+            "intermediate_size": need(hf_config, "intermediate_size"),
             "rms_norm_eps": hf_config.get("rms_norm_eps", 1e-6),
             "theta": _rope(hf_config).get("rope_theta", 10000.0),
-            "tie_word_embeddings": bool(hf_config.get("tie_word_embeddings", False)),
+            "tie_word_embeddings": is_tied(hf_config),
             "init_method_std": hf_config.get("initializer_range", 0.02),
             "qkv_has_bias": self.qkv_has_bias,
             "pad_token_id": 0,  # masks come from segment_ids, never from a token's number
@@ -90,8 +89,8 @@ class LlamaFamily(ModelFamily):
         kind = _rope(hf_config).get("rope_type", "default")
         if kind != "default":
             raise UserError(f"config.json: rope scaling {kind!r} is not supported for {self.name}")
-        heads = _need(hf_config, "num_attention_heads")
-        hidden = _need(hf_config, "hidden_size")
+        heads = need(hf_config, "num_attention_heads")
+        hidden = need(hf_config, "hidden_size")
         head_size = hf_config.get("head_dim") or hidden // heads
         if head_size * heads != hidden:
             raise UserError(f"config.json: head_dim {head_size} x {heads} heads is not hidden_size; not supported")
@@ -127,20 +126,57 @@ class LlamaFamily(ModelFamily):
 
         return LlamaBackbone(model)
 
-    def head_weight(self, model: nn.Cell) -> Parameter:
+    def head(self, model: nn.Cell) -> nn.Cell:
         """lm_head.weight, which is the embedding where they are tied."""
-        return model.lm_head.weight
+        from mindrlhf.models.head import Head
 
-    def hf_to_ms(self, arrays: dict[str, np.ndarray], tied: bool = False) -> dict[str, np.ndarray]:
-        """Names only; no tensor changes."""
-        return hf_weights.llama_to_ms(arrays, tied)
+        return Head(model.lm_head.weight)
 
-    def ms_to_hf(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Names only; no tensor changes."""
-        return hf_weights.llama_to_hf(arrays)
+    def tensors(self, hf_config: Mapping[str, Any]) -> Iterator[Group]:
+        """One tensor of MindFormers' for one of Hugging Face's."""
+        heads, hidden = need(hf_config, "num_attention_heads"), need(hf_config, "hidden_size")
+        inner, vocabulary = need(hf_config, "intermediate_size"), need(hf_config, "vocab_size")
+        narrow = hidden // heads * (hf_config.get("num_key_value_heads") or heads)
+        yield renamed("model.embed_tokens.weight", "model.tok_embeddings.embedding_weight", vocabulary, hidden)
+        for layer in range(need(hf_config, "num_hidden_layers")):
+            place = f"model.layers.{layer}"
+            for name, ours, rows in (("q", "wq", hidden), ("k", "wk", narrow), ("v", "wv", narrow)):
+                theirs = f"{place}.self_attn.{name}_proj"
+                yield renamed(f"{theirs}.weight", f"{place}.attention.{ours}.weight", rows, hidden)
+                if self.qkv_has_bias:
+                    yield renamed(f"{theirs}.bias", f"{place}.attention.{ours}.bias", rows)
+            yield renamed(f"{place}.self_attn.o_proj.weight", f"{place}.attention.wo.weight", hidden, hidden)
+            yield renamed(f"{place}.mlp.gate_proj.weight", f"{place}.feed_forward.w1.weight", inner, hidden)
+            yield renamed(f"{place}.mlp.down_proj.weight", f"{place}.feed_forward.w2.weight", hidden, inner)
+            yield renamed(f"{place}.mlp.up_proj.weight", f"{place}.feed_forward.w3.weight", inner, hidden)
+            yield renamed(f"{place}.input_layernorm.weight", f"{place}.attention_norm.weight", hidden)
+            yield renamed(f"{place}.post_attention_layernorm.weight", f"{place}.ffn_norm.weight", hidden)
+        yield renamed("model.norm.weight", "model.norm_out.weight", hidden)
+        if not is_tied(hf_config):
+            yield renamed("lm_head.weight", "lm_head.weight", vocabulary, hidden)
+
+    def tiny_config(self, vocab_size: int, hidden_size: int, layers: int) -> dict[str, Any]:
+        """Llama 3's words."""
+        heads = hidden_size // TINY_HEAD
+        return {
+            "architectures": [self.architectures[0]],
+            "model_type": self.name,
+            "vocab_size": vocab_size,
+            "hidden_size": hidden_size,
+            "intermediate_size": hidden_size * 11 // 4,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "num_key_value_heads": heads // 2,
+            "hidden_act": "silu",
+            "max_position_embeddings": 4096,
+            "initializer_range": 0.02,
+            "rms_norm_eps": 1.0e-5,
+            "rope_theta": 500000.0,
+            "tie_word_embeddings": False,
+        }
 
 
-def _need(hf_config: Mapping[str, Any], key: str) -> int:
+def need(hf_config: Mapping[str, Any], key: str) -> int:
     """A size that every model has."""
     value = hf_config.get(key)
     if value is None:

@@ -8,6 +8,7 @@ from typing import Callable
 
 from mindrlhf.runtime.interrupts import heed_interrupts
 
+NAMED = 10  # names that a message lists
 INTERRUPTED = 130  # as the shell says of Ctrl-C
 # Absent where an environment was not activated.
 PACKAGES = ("mindspore", "mindformers", "safetensors", "transformers", "tokenizers", "numpy", "tqdm", "matplotlib")
@@ -61,6 +62,12 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
         )
     except KeyboardInterrupt:
         return _say("interrupted", INTERRUPTED)
+
+
+def some(names: Sequence[str]) -> str:
+    """The first ten names for a message, and how many more there are."""
+    shown = ", ".join(names[:NAMED])
+    return shown if len(names) <= NAMED else f"{shown}, and {len(names) - NAMED} more"
 
 
 def _say(sentence: str, code: int) -> int:

@@ -13,7 +13,7 @@ from mindrlhf.checkpoint import store
 from mindrlhf.config.schema import Config
 from mindrlhf.models import BuildOptions, ModelFamily, family_of, get_family
 from mindrlhf.runtime.device import Device
-from mindrlhf.runtime.errors import UserError
+from mindrlhf.runtime.errors import IncompleteCheckpoint, UserError
 from mindrlhf.runtime.logging import warn
 from mindrlhf.trainers.registry import family_of_arch
 
@@ -29,14 +29,12 @@ class Source:
     hf_config: dict[str, Any]
     weights: store.Weights
 
-    @property
-    def tied(self) -> bool:
-        """Whether the head is the embedding."""
-        return bool(self.hf_config.get("tie_word_embeddings", False))
-
     def read(self) -> dict[str, Any]:
-        """All tensors under MindFormers names."""
-        return self.family.hf_to_ms(store.read_weights(self.weights), tied=self.tied)
+        """All tensors under MindFormers names; UserError where some are missing, foreign or of another shape."""
+        try:
+            return self.family.hf_to_ms(store.read_weights(self.weights), self.hf_config)
+        except IncompleteCheckpoint as error:
+            raise IncompleteCheckpoint(f"{self.weights} does not fit the model: {error}") from None
 
 
 def find_source(config: Config, place: str | None = None) -> Source:
@@ -101,4 +99,4 @@ def load_weights(source: Source, model: nn.Cell) -> str:
     """Set every parameter of `model` from its source, complete or refused; returns the weights' fingerprint."""
     arrays = source.read()
     store.load_parameters({parameter.name: parameter for parameter in model.get_parameters()}, arrays, source.weights)
-    return store.fingerprint(source.family.ms_to_hf(arrays))
+    return store.fingerprint(source.family.ms_to_hf(arrays, source.hf_config))

@@ -115,7 +115,7 @@ def sequence_scorer(
     split_vocabulary = not parallel.vocab_emb_dp and config.vocab_size % parallel.model_parallel == 0
     return ScoreSequences(
         family.backbone(model),
-        family.head_weight(model),
+        family.head(model),
         seq_length,
         collation.rows_per_unit,
         collation.pairs_per_unit,

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mindspore as ms
 import numpy as np
 import pytest
 from micro_models import (
@@ -62,7 +61,7 @@ def built(request: pytest.FixtureRequest, cpu: object) -> Built:
     config = MODELS[family.name][name]
     loss = loss_settings(load_config(None, [f"rlhf.loss={LOSS}", f"rlhf.beta={BETA}"]))
     cell = build_preference_cell(family, family.from_hf_config(config, OPTIONS), loss, explicit_reduction=True)
-    arrays = family.hf_to_ms(weights(config), tied=config["tie_word_embeddings"])
+    arrays = family.hf_to_ms(weights(config), config)
     load_parameters({parameter.name: parameter for parameter in cell.get_parameters()}, arrays, name)
     return Built(name, family, FIGURES[name], cell)
 
@@ -70,12 +69,12 @@ def built(request: pytest.FixtureRequest, cpu: object) -> Built:
 class Logits(nn.Cell):
     """(input_ids, position_ids, segment_ids (R,S)) -> logits (R,S,V)."""
 
-    def __init__(self, backbone: nn.Cell, head_weight: ms.Parameter) -> None:
+    def __init__(self, backbone: nn.Cell, head: nn.Cell) -> None:
         super().__init__(auto_prefix=False)
-        self.backbone, self.head_weight, self.mask = backbone, head_weight, SegmentMask(LENGTH)
+        self.backbone, self.head, self.mask = backbone, head, SegmentMask(LENGTH)
 
     def construct(self, input_ids, position_ids, segment_ids):  # type: ignore[no-untyped-def]
-        return ops.matmul(self.backbone(input_ids, position_ids, self.mask(segment_ids)), self.head_weight.T)
+        return ops.matmul(self.backbone(input_ids, position_ids, self.mask(segment_ids)), self.head().T)
 
 
 def worst(ours: Any, theirs: Any) -> float:
@@ -133,7 +132,7 @@ def fill(columns: np.ndarray, start: int) -> np.ndarray:
 def test_logits_however_the_row_is_laid_out(built: Built) -> None:
     cases = [(sequence, *case) for sequence in map(int, built.figures["logits"]) for case in layouts(sequence)]
     rows = np.stack([row for _, row, _ in cases], axis=1)
-    logits = Logits(built.cell.score.backbone, built.cell.score.head_weight)(*map(Tensor, rows)).asnumpy()
+    logits = Logits(built.cell.score.backbone, built.cell.score.head)(*map(Tensor, rows)).asnumpy()
     for row, (sequence, _, columns) in enumerate(cases):
         assert worst(logits[row, columns], built.figures["logits"][str(sequence)]) < CLOSE, row
 
@@ -146,7 +145,7 @@ def test_log_probs_loss_and_gradients(built: Built) -> None:
     assert worst(logps.asnumpy()[:-1], built.figures["logps"]) < CLOSE
     assert worst(loss.asnumpy(), built.figures["loss"]) < CLOSE
     by_name = {parameter.name: gradient.asnumpy() for parameter, gradient in zip(parameters, gradients)}
-    ours = built.family.ms_to_hf(by_name)
+    ours = built.family.ms_to_hf(by_name, MODELS[built.family.name][built.name])
     assert set(ours) == set(built.figures["grad_norms"])
     for name, gradient in ours.items():
         norm = built.figures["grad_norms"][name]
@@ -159,7 +158,8 @@ def test_log_probs_loss_and_gradients(built: Built) -> None:
 @pytest.mark.parametrize("passes", [1, 2])
 def test_ten_steps_of_training(built: Built, passes: int) -> None:
     cell = built.cell
-    arrays = built.family.hf_to_ms(weights(MODELS[built.family.name][built.name]), tied="tied" in built.name)
+    config = MODELS[built.family.name][built.name]
+    arrays = built.family.hf_to_ms(weights(config), config)
     load_parameters({parameter.name: parameter for parameter in cell.get_parameters()}, arrays, built.name)
     steps, rate = TRAINING["steps"], TRAINING["learning_rate"]
     schedule = LrSchedule(type="linear", warmup_steps=WARMUP_STEPS)

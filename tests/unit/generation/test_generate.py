@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
@@ -56,16 +55,16 @@ def greedy(built: Built) -> list[list[int]]:
 class Logits(nn.Cell):
     """(input_ids, position_ids, segment_ids (R,S)) -> logits (R,S,V), as training computes them."""
 
-    def __init__(self, backbone: nn.Cell, head_weight: ms.Parameter) -> None:
+    def __init__(self, backbone: nn.Cell, head: nn.Cell) -> None:
         super().__init__(auto_prefix=False)
-        self.backbone, self.head_weight, self.mask = backbone, head_weight, SegmentMask(LENGTH)
+        self.backbone, self.head, self.mask = backbone, head, SegmentMask(LENGTH)
 
     def construct(self, input_ids, position_ids, segment_ids):  # type: ignore[no-untyped-def]
-        return ops.matmul(self.backbone(input_ids, position_ids, self.mask(segment_ids)), self.head_weight.T)
+        return ops.matmul(self.backbone(input_ids, position_ids, self.mask(segment_ids)), self.head().T)
 
 
 def test_every_token_is_the_best_of_a_forward_pass(built: Built, greedy: list[list[int]]) -> None:
-    logits = Logits(built.family.backbone(built.model), built.family.head_weight(built.model)).set_train(False)
+    logits = Logits(built.family.backbone(built.model), built.family.head(built.model)).set_train(False)
     rows = np.zeros((3, len(PROMPTS), LENGTH), np.int32)
     for row, ids in enumerate(prompt + answer for prompt, answer in zip(PROMPTS, greedy)):
         rows[:, row, : len(ids)] = ids, np.arange(len(ids)), np.ones(len(ids))
