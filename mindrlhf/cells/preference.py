@@ -22,25 +22,27 @@ SUMS = (
     "logits/chosen",
     "logits/rejected",
 )
+# What the cell adds to its sums where a router's load-balance loss is minimised too.
+AUX_LOSS = "aux_loss"
 
 
 class PreferenceCell(nn.Cell):
-    """A batch (fields of `mindrlhf.data.rows.Rows`) -> (loss (), sums (F,), logps (U,2K), figures (UK,F)), all float32,
-    F = len(SUMS).
+    """A batch (fields of `mindrlhf.data.rows.Rows`) -> (loss (), sums, logps (U,2K), figures (UK,F)), all float32,
+    F = len(SUMS); sums are (F,), and (F+1,) where aux_loss_coef is not 0.
 
     loss is the sum over the cell's real pairs divided by the batch's global denominators, so that losses and gradients
     add up to the global batch's. figures has what each pair adds to the sums, its loss not yet divided. rewards are
     beta (logp - ref), or of losses such as simpo beta times the mean logp per token; here and in logps/chosen and
     logps/rejected tokens weigh what they do in the objective, elsewhere they weigh the same.
     logps/accuracies_per_token counts pairs whose chosen answer has the higher mean log-prob per token. logits/* are
-    sums over scored tokens of the mean over the vocabulary. The cell adds no prefix: parameter names stay
+    sums over scored tokens of the mean over the vocabulary. The last of F+1 is the router's load-balance loss
+    times the cell's real pairs; aux_loss_coef times its mean over the batch's pairs is minimised too, and is no part of
+    the first two sums. The cell adds no prefix: parameter names stay
     MindFormers' own.
 
     explicit_reduction False is semi-auto parallel over data_parallel x model_parallel workers. The gradients of this
     loss are then too large by the number of workers, see `TrainStep`.
     """
-
-    num_sums = len(SUMS)
 
     def __init__(
         self,
@@ -49,10 +51,13 @@ class PreferenceCell(nn.Cell):
         explicit_reduction: bool = True,
         data_parallel: int = 1,
         model_parallel: int = 1,
+        aux_loss_coef: float = 0.0,
     ) -> None:
         super().__init__(auto_prefix=False)
         dp = data_parallel
         self.score = score
+        self.aux_loss_coef = aux_loss_coef
+        self.num_sums = len(SUMS) + bool(aux_loss_coef)
         self.weigh = objective.weigh
         self.terms = objective.terms
         self.beta = objective.beta
@@ -61,6 +66,8 @@ class PreferenceCell(nn.Cell):
         self.join = ops.Concat().shard(((1,), (1,), (1,)))
         self.divide = ops.RealDiv().shard(((1,), (1,)))
         self.take = ops.StridedSlice().shard(((1,),))
+        self.count = ops.ReduceSum().shard(((dp, 1),))
+        self.append = ops.Concat().shard(((1,), (1,)))
         self.whole = ops.Identity().shard(((1, 1),))
         self.ones = ms.Tensor([1.0] * (len(SUMS) - 2), ms.float32)
         # Pairs do not meet before their sums: semi-auto parallel need not look into what is done to each, and every
@@ -86,7 +93,7 @@ class PreferenceCell(nn.Cell):
         num_pairs,
         num_chosen_tokens,
     ):
-        logps, shared_logps, counts, logits, squares = self.score(
+        logps, shared_logps, counts, logits, squares, balance = self.score(
             input_ids, position_ids, segment_ids, predict_from, targets, sequence_index, in_shared
         )
         figures = self.figures(logps, shared_logps, ref_logps, ref_shared_logps, counts, logits, squares, pair_mask)
@@ -96,7 +103,12 @@ class PreferenceCell(nn.Cell):
         by_pairs = self.take(sums, (0,), (1,), (1,)).reshape(())
         by_tokens = self.take(sums, (1,), (2,), (1,)).reshape(())
         per_pair = self.whole(ops.stop_gradient(figures))
-        return by_pairs + by_tokens, ops.stop_gradient(sums), self.whole(ops.stop_gradient(logps)), per_pair
+        loss = by_pairs + by_tokens
+        if self.aux_loss_coef:
+            balance = balance * self.count(pair_mask)
+            loss = loss + self.aux_loss_coef * balance / num_pairs
+            sums = self.append((sums, balance.reshape(1)))
+        return loss, ops.stop_gradient(sums), self.whole(ops.stop_gradient(logps)), per_pair
 
     def _local_figures(self, data_parallel: int, model_parallel: int) -> ops.Primitive:
         by_pair = ms.Layout((data_parallel, model_parallel), ("dp", "mp"))("dp", "None")

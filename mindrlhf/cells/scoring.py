@@ -231,7 +231,8 @@ class SumSequences(nn.Cell):
 class ScoreSequences(nn.Cell):
     """The first seven fields of a batch (`mindrlhf.data.rows.Rows`) -> what is known of each sequence, (U,2K) float32
     each: its log-prob; that of its shared length; scored tokens; and without gradient the sums over these of the mean
-    logits and of log sum_v p_v^2.
+    logits and of log sum_v p_v^2. Last the load-balance loss () of a model that routes tokens, where `balance` asks
+    for it, over the tokens that are no padding; 0 otherwise.
 
     The shared length and the last sum are computed where `shared` and `squares` ask for it; else they are the log-prob
     and 0. explicit_reduction False is semi-auto parallel, see `ScoreTokens`.
@@ -249,10 +250,14 @@ class ScoreSequences(nn.Cell):
         vocab_parallel: int = 1,
         shared: bool = False,
         squares: bool = False,
+        balance: bool = False,
     ) -> None:
         super().__init__(auto_prefix=False)
         dp = data_parallel
         self.backbone = backbone
+        self.balance = balance
+        self.real = ops.NotEqual().shard(((dp, 1), ()))
+        self.zero = ms.Tensor(0.0, ms.float32)
         self.head = head
         self.shared = shared
         self.squares = squares
@@ -264,7 +269,12 @@ class ScoreSequences(nn.Cell):
         self.none = 2 * pairs_per_unit
 
     def construct(self, input_ids, position_ids, segment_ids, predict_from, targets, sequence_index, in_shared):
-        hidden = self.backbone(input_ids, position_ids, self.mask(segment_ids))
+        forbidden, balance = self.mask(segment_ids), self.zero
+        if self.balance:
+            tokens = self.real(segment_ids, 0).astype(ms.float32)
+            hidden, balance = self.backbone(input_ids, position_ids, forbidden, tokens)
+        else:
+            hidden = self.backbone(input_ids, position_ids, forbidden)
         token_logps, token_logits, token_squares = self.score(hidden, self.head(), predict_from, targets)
         scored = self.scored(sequence_index, self.none).astype(ms.float32)
         logps = self.sum_sequences(token_logps, sequence_index)
@@ -275,4 +285,4 @@ class ScoreSequences(nn.Cell):
             shared = self.sum_sequences(self.pick(token_logps, in_shared), sequence_index)
         if self.squares:
             squares = self.sum_sequences(token_squares, sequence_index)
-        return logps, shared, counts, logits, squares
+        return logps, shared, counts, logits, squares, balance

@@ -1,30 +1,56 @@
-"""Weight files: find, read, write and tell apart. Arrays by name go in and out; what the names mean is the caller's."""
+"""Weights on the disk: read, written and told apart. Arrays by name go in and out; what names mean is the caller's."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import re
 import shutil
-import zlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Callable
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from mindrlhf.parallel.strategy import is_whole, read_strategy, strategy_path
-from mindrlhf.runtime.errors import NAMED, CorruptCheckpoint, IncompleteCheckpoint, UserError, some
+from mindrlhf.checkpoint.find import (
+    NETWORK,
+    SUFFIXES,
+    Weights,
+    find_weights,
+    network_folder,
+    rank_file,
+    rank_folders,
+    weight_files,
+)
+from mindrlhf.checkpoint.safetensors_file import write_safetensors
+from mindrlhf.checkpoint.tensor_file import spec_of
+from mindrlhf.checkpoint.tensors import read_tensors, read_weights, tensor_table
+from mindrlhf.runtime.errors import IncompleteCheckpoint, UserError, some
 from mindrlhf.runtime.files import PathLike, replacing
+
+__all__ = [
+    "NETWORK",
+    "SUFFIXES",
+    "Weights",
+    "carry_files",
+    "find_weights",
+    "fingerprint",
+    "load_parameters",
+    "network_file",
+    "network_folder",
+    "rank_file",
+    "rank_folders",
+    "read_tensors",
+    "read_weights",
+    "refuse_other_files",
+    "save_weights",
+    "sweep",
+    "tensor_table",
+    "weight_files",
+    "write_network",
+]
 
 Arrays = Mapping[str, np.ndarray]
 
-NETWORK = "checkpoint_network"
-SUFFIXES = (".safetensors", ".ckpt")
 CONFIG_FILES = ("config.json", "generation_config.json")
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -37,205 +63,7 @@ TOKENIZER_FILES = (
     "tokenizer.model",
 )
 
-_RANK = re.compile(r"rank_(\d+)")
-_INDEX = "model.safetensors.index.json"
 _SAMPLES = 64
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Weight files that belong together.
-
-    folder: where config.json and the tokenizer files lie. format: "safetensors" or "ckpt". promised: the names that a
-    Hugging Face index announces, empty where there is none.
-    """
-
-    files: tuple[Path, ...]
-    folder: Path
-    format: str
-    promised: frozenset[str] = field(default_factory=frozenset)
-
-    def __str__(self) -> str:
-        return str(self.files[0] if len(self.files) == 1 else self.folder)
-
-
-def find_weights(path: PathLike) -> Weights:
-    """The weights at `path`.
-
-    `path` is a Hugging Face folder, an output folder that holds `checkpoint_network`, that folder, one of its rank
-    folders, or one file; where a file has the other ending (.safetensors, .ckpt) than asked for, that one is taken.
-    Raises `UserError` where nothing is found or where a rank holds but slices, `IncompleteCheckpoint` where a shard
-    is missing.
-    """
-    place = Path(path)
-    if not place.is_dir():
-        file = _with_either_suffix(place)
-    elif _RANK.fullmatch(place.name):
-        file = rank_file(place)
-    else:
-        network = network_folder(place)
-        if network == place and not rank_folders(place):
-            return _in_folder(place)
-        file = rank_file(network / "rank_0")
-    if not _RANK.fullmatch(file.parent.name):
-        return Weights((file,), file.parent, file.suffix[1:])
-    network = file.parent.parent
-    _require_whole(network, file.parent.name)
-    return Weights((file,), network, file.suffix[1:])
-
-
-def network_folder(path: PathLike) -> Path:
-    """The folder of the rank folders: `path` itself or the `checkpoint_network` in it; UserError for a saved step."""
-    if Path(path).name.startswith("step-") and (Path(path) / "manifest.json").is_file():
-        weights = Path(path).parent.parent / NETWORK
-        raise UserError(f"{path} is a state to resume from (--resume True), not weights; give {weights}")
-    inner = Path(path) / NETWORK
-    return inner if inner.is_dir() else Path(path)
-
-
-def rank_folders(network: PathLike) -> dict[int, Path]:
-    """The `rank_K` folders in `network` by rank, ascending."""
-    found = {}
-    for folder in Path(network).iterdir():
-        match = _RANK.fullmatch(folder.name)
-        if match and folder.is_dir():
-            found[int(match.group(1))] = folder
-    return dict(sorted(found.items()))
-
-
-def rank_file(folder: PathLike) -> Path:
-    """The one weight file of a rank folder. Raises `UserError` where there is none or more than one."""
-    if not Path(folder).is_dir():
-        raise UserError(f"there is no folder {folder}")
-    files = weight_files(folder)
-    if not files:
-        raise UserError(f"{folder} holds no checkpoint (looked for *.safetensors and *.ckpt)")
-    if len(files) > 1:
-        names = ", ".join(file.name for file in files)
-        raise UserError(f"{folder} holds {len(files)} checkpoints ({names}): remove all but the one that is meant")
-    return files[0]
-
-
-def weight_files(folder: PathLike) -> list[Path]:
-    """The weight files directly in `folder`, by name."""
-    return sorted(file for file in Path(folder).iterdir() if file.suffix in SUFFIXES and file.is_file())
-
-
-def _with_either_suffix(path: Path) -> Path:
-    if path.is_file():
-        if path.suffix not in SUFFIXES:
-            raise UserError(f"{path} is no weight file: it ends neither in .safetensors nor in .ckpt")
-        return path
-    for suffix in SUFFIXES if path.suffix in SUFFIXES else ():
-        if path.with_suffix(suffix).is_file():
-            return path.with_suffix(suffix)
-    raise UserError(f"there is no checkpoint {path}; give a Hugging Face folder, an output folder or a weight file")
-
-
-def _in_folder(folder: Path) -> Weights:
-    if (folder / _INDEX).is_file():
-        return _sharded(folder)
-    files = weight_files(folder)
-    if (folder / "model.safetensors") in files:
-        files = [folder / "model.safetensors"]
-    if len(files) == 1:
-        return Weights((files[0],), folder, files[0].suffix[1:])
-    if files:
-        names = ", ".join(file.name for file in files[:NAMED])
-        raise UserError(f"{folder} holds {len(files)} weight files and no {_INDEX} ({names}): name one of them")
-    raise UserError(f"{folder} holds no weights (looked for *.safetensors, *.ckpt, {_INDEX}, {NETWORK} and rank_0)")
-
-
-def _sharded(folder: Path) -> Weights:
-    index = folder / _INDEX
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        shards = sorted(set(weight_map.values()))
-        plain = bool(shards) and all(shard == os.path.basename(shard) for shard in shards)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CorruptCheckpoint(f"{index} is damaged: it holds no readable weight_map") from error
-    if not plain:
-        raise CorruptCheckpoint(f"{index} is damaged: a shard must be the name of a file beside it")
-    missing = [shard for shard in shards if not (folder / shard).is_file()]
-    if missing:
-        raise IncompleteCheckpoint(
-            f"{folder} is incomplete: {len(missing)} of {len(shards)} shards are missing: {some(missing)}"
-        )
-    return Weights(tuple(folder / shard for shard in shards), folder, "safetensors", frozenset(weight_map))
-
-
-def _require_whole(network: Path, rank: str) -> None:
-    strategy = strategy_path(network.parent / "strategy", int(rank[len("rank_") :]))
-    if strategy.is_file() and not all(is_whole(layout) for layout in read_strategy(strategy).values()):
-        raise UserError(
-            f"{network / rank} holds slices; merge it first: tools/transform_checkpoint.py --src_checkpoint={network} "
-            f"--src_strategy={strategy.parent} --dst_checkpoint=MERGED"
-        )
-
-
-def read_tensors(weights: Weights) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield every tensor, one at a time (a .ckpt is read whole), its own dtype kept.
-
-    Raises `CorruptCheckpoint` where a file is cut short, fails its checksum or repeats a tensor, and
-    `IncompleteCheckpoint` where a tensor that the index announces is missing.
-    """
-    seen: set[str] = set()
-    for file in weights.files:
-        for name, array in _read_safetensors(file) if file.suffix == ".safetensors" else _read_ckpt(file):
-            if name in seen:
-                raise CorruptCheckpoint(f"{weights} holds {name} twice, the second time in {file.name}")
-            seen.add(name)
-            yield name, array
-    missing = sorted(weights.promised - seen)
-    if missing:
-        raise IncompleteCheckpoint(f"{weights} lacks {len(missing)} tensors that its index announces: {some(missing)}")
-
-
-def read_weights(weights: Weights) -> dict[str, np.ndarray]:
-    """Every tensor by name; raises as `read_tensors`."""
-    return dict(read_tensors(weights))
-
-
-def _read_safetensors(file: Path) -> Iterator[tuple[str, np.ndarray]]:
-    import mindspore  # noqa: F401  (registers bfloat16 with numpy)
-
-    try:
-        with safe_open(str(file), framework="np") as opened:
-            expected = (opened.metadata() or {}).get("crc_num")
-            crc = 0
-            for name in sorted(opened.keys()):
-                array = opened.get_tensor(name)
-                crc = _crc(name, array, crc) if expected else 0
-                yield name, array
-    except (SafetensorError, OSError) as error:
-        raise CorruptCheckpoint(f"{file} is damaged or cut short ({error}); copy it anew") from error
-    if expected and str(crc) != expected:
-        raise CorruptCheckpoint(f"{file} is damaged: its checksum does not match; copy it anew")
-
-
-def _read_ckpt(file: Path) -> Iterator[tuple[str, np.ndarray]]:
-    import mindspore
-
-    with file.open("rb") as opened:
-        # MindSpore ends a file that has a checksum with this word and ten bytes.
-        opened.seek(max(0, file.stat().st_size - 17))
-        has_crc = opened.read(7) == b"crc_num"
-    try:
-        parameters = mindspore.load_checkpoint(str(file), crc_check=has_crc)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise CorruptCheckpoint(f"{file} is damaged or no checkpoint of MindSpore; copy it anew") from error
-    for name, value in parameters.items():
-        yield name, value.asnumpy() if hasattr(value, "asnumpy") else np.asarray(value)
-
-
-def tensor_table(file: PathLike) -> dict[str, dict[str, Any]]:
-    """Name -> {"dtype", "shape"} of a .safetensors file, from its header alone."""
-    try:
-        with safe_open(str(file), framework="np") as opened:
-            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118  (no mapping)
-            return {name: {"dtype": view.get_dtype(), "shape": view.get_shape()} for name, view in slices.items()}
-    except (SafetensorError, OSError) as error:
-        raise CorruptCheckpoint(f"{file} is damaged or cut short ({error}); copy it anew") from error
 
 
 def load_parameters(parameters: Mapping[str, Any], arrays: Arrays, source: object) -> None:
@@ -272,22 +100,12 @@ def save_weights(arrays: Arrays, path: PathLike, *, for_hugging_face: bool = Fal
     for_hugging_face: with the entry that transformers asks for instead. Equal arrays give equal bytes. Raises
     `UserError` where the file cannot be written.
     """
-    # safetensors writes the bytes of an array that is not contiguous in the wrong order.
-    dense = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    crc = 0
-    for name in sorted(dense):
-        crc = _crc(name, dense[name], crc)
+    specs = {name: spec_of(array) for name, array in arrays.items()}
     try:
         with replacing(path) as temporary:
-            # One entry alone: safetensors writes several in random order, and equal replicas must be equal files.
-            metadata = {"format": "pt"} if for_hugging_face else {"crc_num": str(crc)}
-            save_file(dense, str(temporary), metadata=metadata)
-    except (SafetensorError, OSError) as error:
+            write_safetensors(temporary, specs, arrays.items(), hugging_face=for_hugging_face)
+    except OSError as error:
         raise UserError(f"cannot write {path}: {error}") from error
-
-
-def _crc(name: str, array: np.ndarray, crc: int) -> int:
-    return zlib.crc32(array.reshape(-1).view(np.uint8).data, zlib.crc32(name.encode(), crc))
 
 
 def fingerprint(tensors: Arrays | Iterable[tuple[str, np.ndarray]], skip: Collection[str] = ()) -> str:
@@ -314,24 +132,47 @@ def _sample(array: np.ndarray) -> tuple[tuple[int, ...], bytes]:
     return array.shape, rounded.astype("<u2").tobytes()
 
 
-def carry_files(source: PathLike, target: PathLike, tokenizer_files: Iterable[PathLike] = ()) -> list[str]:
+def carry_files(
+    source: PathLike, target: PathLike, tokenizer_files: Iterable[PathLike] = (), *, clear: bool = True
+) -> list[str]:
     """Copy config.json, generation_config.json and the tokenizer's files beside weights; return the names copied.
 
-    tokenizer_files: those of the run's tokenizer where it is not the one in `source`. Of these names `target` then
-    holds no other file: one that an earlier run left is removed.
+    tokenizer_files: those of the run's tokenizer where it is not the one in `source`. The Python files that a config
+    names are copied too, and run by nothing here. clear: of these names, but for Python files, `target` then holds no
+    other file: one that an earlier run left is removed.
     """
-    own = [Path(file) for file in tokenizer_files]
-    found = [Path(source) / name for name in (CONFIG_FILES if own else CONFIG_FILES + TOKENIZER_FILES)] + own
-    files = {file.name: file for file in found if file.is_file()}
+    files = _beside(Path(source), [Path(file) for file in tokenizer_files])
     for name, file in files.items():
         place = Path(target) / name
         if not place.exists() or not file.samefile(place):
             with replacing(place) as temporary:
                 shutil.copyfile(file, temporary)
-    for name in CONFIG_FILES + TOKENIZER_FILES:
+    for name in CONFIG_FILES + TOKENIZER_FILES if clear else ():
         if name not in files:
             (Path(target) / name).unlink(missing_ok=True)
     return sorted(files)
+
+
+def refuse_other_files(source: PathLike, target: PathLike) -> None:
+    """Raise `UserError` where files that `carry_files` would copy stand in `target` with another content."""
+    for name, file in _beside(Path(source), []).items():
+        place = Path(target) / name
+        if place.exists() and not file.samefile(place) and file.read_bytes() != place.read_bytes():
+            raise UserError(f"{place} is not that of {source}, which has to lie there; give a folder of its own")
+
+
+def _beside(source: Path, tokenizer_files: list[Path]) -> dict[str, Path]:
+    """The files that belong beside the weights of `source`, by name."""
+    names = CONFIG_FILES if tokenizer_files else CONFIG_FILES + TOKENIZER_FILES
+    found = [source / name for name in names] + tokenizer_files
+    # Models that transformers has no class for bring their own, and their configs name it.
+    if any(_names_code(source / name) for name in ("config.json", "tokenizer_config.json")):
+        found += sorted(source.glob("*.py"))
+    return {file.name: file for file in found if file.is_file()}
+
+
+def _names_code(config: Path) -> bool:
+    return config.is_file() and b'"auto_map"' in config.read_bytes()
 
 
 def network_file(output_dir: PathLike, rank: int) -> Path:

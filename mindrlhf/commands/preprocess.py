@@ -47,7 +47,9 @@ def parser() -> Parser:
     data.add_argument(
         "--map_keys", metavar="FIELD=COLUMN,...", help="names that the files have for fields of the format; or JSON"
     )
-    data.add_argument("--tokenizer", metavar="PATH", help="Hugging Face folder, tokenizer.json or vocab.json; needed")
+    data.add_argument(
+        "--tokenizer", metavar="PATH", help="Hugging Face folder, tokenizer.json, tokenizer.model or vocab.json; needed"
+    )
     data.add_argument("--merges_file", metavar="FILE", help="merges of a vocab.json; else the merges.txt beside it")
     data.add_argument("--seq_len", metavar="N", type=int, help="most tokens of prompt and response together; needed")
     data.add_argument(
@@ -164,7 +166,8 @@ def _need(words: argparse.Namespace, config: Config) -> None:
 def _need_to_tokenize(words: argparse.Namespace, config: Config) -> None:
     if config.tokenizer.path is None:
         raise UserError(
-            "no tokenizer is named; give --tokenizer a Hugging Face folder, a tokenizer.json or a vocab.json"
+            "no tokenizer is named; give --tokenizer a Hugging Face folder, or its tokenizer.json, tokenizer.model or "
+            "vocab.json"
         )
     if config.data.seq_len is None:
         raise UserError("--seq_len is missing; give the most tokens of prompt and response together")

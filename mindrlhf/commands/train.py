@@ -40,7 +40,7 @@ def parser() -> Parser:
     run.add_argument(
         "--vocab_file",
         metavar="PATH",
-        help="tokenizer: Hugging Face folder, tokenizer.json or vocab.json; else that of the checkpoint's folder",
+        help="tokenizer: Hugging Face folder, tokenizer.json, tokenizer.model or vocab.json; else the checkpoint's",
     )
     train = flags.add_argument_group("train and eval")
     train.add_argument("--train_dataset", metavar="PATH", help="MindRecord or folder of parts to train on")

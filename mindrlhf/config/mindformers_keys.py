@@ -46,6 +46,16 @@ RENAMED = {  # values of keys that have the same name in both
     },
 }
 # MindFormers' words for a model's shapes where they are not Hugging Face's, by model_config.type.
+_MCORE = {
+    "num_layers": "num_hidden_layers",
+    "num_query_groups": "num_key_value_heads",
+    "kv_channels": "head_dim",
+    "ffn_hidden_size": "intermediate_size",
+    "layernorm_epsilon": "rms_norm_eps",
+    "add_qkv_bias": "attention_bias",
+    "rotary_base": "rope_theta",
+    "init_method_std": "initializer_range",
+}
 SHAPES = {
     "LlamaConfig": {
         "num_layers": "num_hidden_layers",
@@ -54,8 +64,26 @@ SHAPES = {
         "max_position_embedding": "max_position_embeddings",
         "theta": "rope_theta",
         "init_method_std": "initializer_range",
-    }
+    },
+    "ChatGLM2Config": {
+        "num_layers": "num_hidden_layers",
+        "padded_vocab_size": "vocab_size",
+        "ffn_hidden_size": "intermediate_size",
+        "kv_channels": "head_dim",
+        "multi_query_group_num": "num_key_value_heads",
+        "layernorm_epsilon": "rms_norm_eps",
+        "add_qkv_bias": "attention_bias",
+        "seq_length": "max_position_embeddings",
+    },
+    "Qwen3Config": _MCORE,
+    "Qwen3MoeConfig": {
+        **_MCORE,
+        "num_moe_experts": "num_experts",
+        "moe_router_topk": "num_experts_per_tok",
+        "moe_ffn_hidden_size": "moe_intermediate_size",
+    },
 }
+ROPE_RATIO_OF = 10000.0  # the rope_theta that ChatGLM2Config's rope_ratio multiplies
 NOT_SHAPES = ("type", "auto_register", "checkpoint_name_or_path")
 # Keys of MindFormers inside the sections above that mean nothing here.
 WITHOUT_EFFECT = {
@@ -163,12 +191,15 @@ def _set_betas(tree: dict[Any, Any], notes: Notes) -> None:
 
 
 def _name_shapes(model_config: dict[Any, Any]) -> None:
-    names = SHAPES.get(str(model_config.get("type")), {})
+    kind = str(model_config.get("type"))
     for name in NOT_SHAPES:
         model_config.pop(name, None)
-    for theirs, ours in names.items():
+    for theirs, ours in SHAPES.get(kind, {}).items():
         if theirs in model_config:
             model_config.setdefault(ours, model_config.pop(theirs))
+    ratio = model_config.get("rope_ratio")
+    if kind == "ChatGLM2Config" and isinstance(ratio, (int, float)):
+        model_config.setdefault("rope_theta", ROPE_RATIO_OF * model_config.pop("rope_ratio"))
 
 
 def _move(tree: dict[Any, Any], theirs: str, ours: str, source: str) -> bool:

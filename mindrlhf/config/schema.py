@@ -37,11 +37,15 @@ class Device:
 
 @dataclass(frozen=True)
 class Model:
-    """The model: its family, precision, weights, and shapes in Hugging Face's words, which win over its config.json."""
+    """The model: its family, precision, weights, and shapes in Hugging Face's words, which win over its config.json.
+
+    aux_loss_coef: weight of a router's load-balance loss; null as config.json says, 0 unless `output_router_logits`.
+    """
 
     family: str = _leaf("auto", kinds.text("the name of a model family, or auto"))
     dtype: str = _leaf("auto", kinds.choice("auto", "float32", "float16", "bfloat16"))
     load_checkpoint: str | None = _leaf(None, _path)
+    aux_loss_coef: float | None = _leaf(None, kinds.either(None, _not_negative))
     config: dict[str, Any] = field(default_factory=dict, metadata={"kind": kinds.mapping()})
 
 

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mindrlhf.data import model_file
 from mindrlhf.data.builtin_templates import AUTO, Chosen, choose_template
 from mindrlhf.data.conversation import Message
 from mindrlhf.data.templates import ChatTemplate, Piece
@@ -18,8 +19,10 @@ from mindrlhf.runtime.errors import UserError
 from mindrlhf.runtime.files import PathLike
 from mindrlhf.runtime.logging import log
 
-_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
+_VOCABULARIES = ("tokenizer.json", model_file.MODEL_FILE, "vocab.json", "merges.txt")
 _COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+_QWEN_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+_QWEN_ROLES = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "unk_token": None}
 
 
 class ChatTokenizer:
@@ -128,12 +131,13 @@ class ChatTokenizer:
 
 
 def load_tokenizer(path: PathLike, merges_file: PathLike | None = None, chat_template: str = AUTO) -> ChatTokenizer:
-    """The tokenizer of a Hugging Face folder, of a `tokenizer.json`, or of a `vocab.json` with its `merges.txt`.
+    """The tokenizer of a Hugging Face folder, or of one file: tokenizer.json, tokenizer.model, or vocab.json.
 
-    Template and special tokens come from `tokenizer_config.json` and `chat_template.jinja` beside the file. The merges
-    lie beside the vocabulary unless `merges_file` names them. `chat_template`: auto, the name of a built-in template,
-    or a path that ends in .jinja; see `choose_template`. One log line where the template is not the tokenizer's own.
-    `UserError` where something is missing or broken.
+    Template and special tokens come from `tokenizer_config.json` and `chat_template.jinja` beside the file; without
+    them a tokenizer.model has those it was published with, and a vocab.json Qwen's. A folder's tokenizer.json wins over
+    its other files. The merges lie beside the vocabulary unless `merges_file` names them. `chat_template`: auto, the
+    name of a built-in template, or a path that ends in .jinja; see `choose_template`. One log line where the template
+    is not the tokenizer's own. `UserError` where something is missing or broken.
     """
     tokenizer, given, files = _load(path, merges_file)
     chosen = choose_template(tokenizer, chat_template)
@@ -157,14 +161,23 @@ def _load(path: PathLike, merges_file: PathLike | None) -> tuple[Any, Path, list
     given = Path(path)
     if not given.exists():
         raise UserError(f"tokenizer {given} does not exist")
+    for name, value in (("HF_HUB_OFFLINE", "1"), ("TRANSFORMERS_VERBOSITY", "error")):
+        os.environ.setdefault(name, value)
     given = _beside_ranks(given)
-    if merges_file is not None or given.name.endswith("vocab.json"):
+    folder = given if given.is_dir() else given.parent
+    files = _existing(folder, *_VOCABULARIES, *_COMPANIONS)
+    # Of a folder, the vocabulary that it has; of a file, itself.
+    names = {file.name for file in files if file.name in _VOCABULARIES} if given.is_dir() else {given.name}
+    if merges_file is not None or names == {"vocab.json", "merges.txt"} or given.name.endswith("vocab.json"):
         return _from_vocabulary(given, merges_file)
-    if given.is_dir() or given.name == "tokenizer.json":
-        folder = given if given.is_dir() else given.parent
-        return _from_folder(given, folder, _existing(folder, *_VOCABULARIES, *_COMPANIONS))
+    if names == {model_file.MODEL_FILE} and (given.is_file() or model_file.has_loader(folder)):
+        model = folder / model_file.MODEL_FILE
+        return model_file.load(model), given, [model, *_existing(folder, *_COMPANIONS)]
+    if given.is_dir() or names == {"tokenizer.json"}:
+        return _from_folder(given, folder, files)
     raise UserError(
-        f"{given} is no tokenizer; give a Hugging Face folder, its tokenizer.json, or its vocab.json with merges.txt"
+        f"{given} is no tokenizer; give a Hugging Face folder, or its tokenizer.json, tokenizer.model, or vocab.json "
+        f"with merges.txt"
     )
 
 
@@ -187,10 +200,12 @@ def _from_vocabulary(given: Path, merges_file: PathLike | None) -> tuple[Any, Pa
     merges = folder / "merges.txt" if merges_file is None else Path(merges_file)
     if vocabulary.name == "tokenizer.json":
         raise UserError(f"{vocabulary} holds its merges; a merges file goes with a vocab.json")
-    for needed in (vocabulary, merges, folder / "tokenizer_config.json"):
+    for needed in (vocabulary, merges):
         if not needed.is_file():
             raise UserError(f"{needed} does not exist, and the tokenizer {given} needs it")
     files = [vocabulary, merges, *_existing(folder, *_COMPANIONS)]
+    if not (folder / "tokenizer_config.json").is_file():
+        return _qwen(vocabulary, merges), given, files
     # tokenizer_file=None: a tokenizer.json in the folder must not win over the files that were named.
     return _from_folder(given, folder, files, vocab_file=str(vocabulary), merges_file=str(merges), tokenizer_file=None)
 
@@ -201,8 +216,6 @@ def _from_folder(
     names = {file.name for file in files}
     if not names & {"tokenizer.json", "tokenizer_config.json"}:
         raise UserError(f"{folder} has neither tokenizer.json nor tokenizer_config.json, so it is no tokenizer")
-    for name, value in (("HF_HUB_OFFLINE", "1"), ("TRANSFORMERS_VERBOSITY", "error")):
-        os.environ.setdefault(name, value)
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     loader = AutoTokenizer if "tokenizer_config.json" in names else PreTrainedTokenizerFast
@@ -216,6 +229,36 @@ def _from_folder(
     if not tokenizer.is_fast:
         raise UserError(f"the tokenizer {given} has no fast form; convert it to a tokenizer.json")
     return tokenizer, given, files
+
+
+def _qwen(vocabulary: Path, merges: Path) -> Any:
+    """Qwen's tokenizer of two files: their special tokens are in neither, and follow the vocabulary."""
+    from tokenizers import AddedToken
+    from transformers import Qwen2TokenizerFast
+
+    try:
+        words = json.loads(vocabulary.read_text(encoding="utf-8"))
+        first = max(words.values()) + 1
+    except (ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"{vocabulary} is no vocabulary of tokens and ids: {error}") from None
+    if known := [token for token in (*_QWEN_TOKENS, "<s>", "</s>") if token in words]:
+        raise UserError(
+            f"{vocabulary} holds {known[0]}, so it is not Qwen's, and without tokenizer_config.json beside it the "
+            f"special tokens are unknown; copy that there"
+        )
+    added = {
+        first + index: AddedToken(token, normalized=False, special=True) for index, token in enumerate(_QWEN_TOKENS)
+    }
+    try:
+        return Qwen2TokenizerFast(
+            vocab_file=str(vocabulary),
+            merges_file=str(merges),
+            added_tokens_decoder=added,
+            additional_special_tokens=list(_QWEN_TOKENS),
+            **_QWEN_ROLES,
+        )
+    except Exception as error:  # the tokenizers library raises no narrower one
+        raise UserError(f"the tokenizer {vocabulary} cannot be loaded: {str(error).splitlines()[0]}") from error
 
 
 def _existing(folder: Path, *names: str) -> list[Path]:

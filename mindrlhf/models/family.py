@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, Callable, ClassVar
 
 from mindrlhf.models.hf_weights import Group, are_ms, faults, to_hf, to_ms
 from mindrlhf.runtime.errors import IncompleteCheckpoint, UserError
@@ -56,6 +56,7 @@ class ModelFamily(ABC):
     lora_targets: ClassVar[tuple[str, ...]] = ()  # leaf cells of MindFormers' model: every linear layer but the head
     template: ClassVar[str] = "chatml"  # the built-in chat template of its published models
     tokenizer_kind: ClassVar[str] = "bpe"  # or sentencepiece, tiktoken: what its published tokenizer is
+    tiny_variants: ClassVar[Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]]] = {}  # of tiny_config, by name
 
     @abstractmethod
     def from_hf_config(self, hf_config: Mapping[str, Any], options: BuildOptions) -> dict[str, Any]:

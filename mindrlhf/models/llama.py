@@ -4,36 +4,36 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mindrlhf.models.family import TINY_HEAD, BuildOptions, ModelFamily, is_tied, register
+from mindrlhf.models.hf_config import DECODER_KEYS, need, refuse_unsupported
 from mindrlhf.models.hf_weights import Group, renamed
 from mindrlhf.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from mindspore import nn
 
+    from mindrlhf.models.rope import Rope
+
 
 class LlamaFamily(ModelFamily):
     """Rotary attention, RMSNorm before each block, SwiGLU; a subclass says what differs."""
 
     name = "llama"
-    architectures = ("LlamaForCausalLM",)
+    architectures: ClassVar[tuple[str, ...]] = ("LlamaForCausalLM", "MistralForCausalLM")
+    lora_targets = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
+    template = "llama3"
     qkv_has_bias = False
-    config_keys = frozenset(
-        [
-            *("architectures", "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
-            *("num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps"),
-            *("rope_theta", "rope_scaling", "rope_parameters", "tie_word_embeddings", "initializer_range"),
-            *("hidden_act", "attention_bias", "sliding_window", "use_sliding_window", "quantization_config"),
-            *("bos_token_id", "eos_token_id", "pad_token_id"),
-        ]
-    )
+    config_keys = DECODER_KEYS | {"mlp_bias", "partial_rotary_factor"}
 
     def from_hf_config(self, hf_config: Mapping[str, Any], options: BuildOptions) -> dict[str, Any]:
         """Arguments of MindFormers' LlamaConfig. UserError where config.json asks for what this class cannot do."""
         heads = need(hf_config, "num_attention_heads")
         self._refuse_unsupported(hf_config, options.seq_length)
+        rope = self._rope(hf_config)
+        rope.admit(options.seq_length)
         kernels = {
             "use_flash_attention": options.fused,
             "fused_rms_norm": options.fused,
@@ -51,7 +51,8 @@ class LlamaFamily(ModelFamily):
             "vocab_size": need(hf_config, "vocab_size"),
             "intermediate_size": need(hf_config, "intermediate_size"),
             "rms_norm_eps": hf_config.get("rms_norm_eps", 1e-6),
-            "theta": _rope(hf_config).get("rope_theta", 10000.0),
+            "theta": rope.theta,
+            "rope": asdict(rope),
             "tie_word_embeddings": is_tied(hf_config),
             "init_method_std": hf_config.get("initializer_range", 0.02),
             "qkv_has_bias": self.qkv_has_bias,
@@ -80,30 +81,26 @@ class LlamaFamily(ModelFamily):
         return frozenset(inspect.signature(LlamaConfig.__init__).parameters)
 
     def _refuse_unsupported(self, hf_config: Mapping[str, Any], seq_length: int) -> None:
-        positions = hf_config.get("max_position_embeddings")
-        if positions and seq_length > positions:
-            raise UserError(
-                f"rows of {seq_length} tokens pass the model's {positions} positions; lower --seq_len, in training "
-                f"data.seq_len"
-            )
-        kind = _rope(hf_config).get("rope_type", "default")
-        if kind != "default":
-            raise UserError(f"config.json: rope scaling {kind!r} is not supported for {self.name}")
-        heads = need(hf_config, "num_attention_heads")
-        hidden = need(hf_config, "hidden_size")
+        heads, hidden = need(hf_config, "num_attention_heads"), need(hf_config, "hidden_size")
         head_size = hf_config.get("head_dim") or hidden // heads
         if head_size * heads != hidden:
             raise UserError(f"config.json: head_dim {head_size} x {heads} heads is not hidden_size; not supported")
-        activation = hf_config.get("hidden_act", "silu")
-        if activation != "silu":
-            raise UserError(f"config.json: hidden_act {activation!r} is not supported for {self.name}; only silu is")
-        if not self.qkv_has_bias and hf_config.get("attention_bias"):
-            raise UserError(f"config.json: attention_bias is not supported for {self.name}")
-        window = hf_config.get("sliding_window") if hf_config.get("use_sliding_window", True) else None
-        if window and window < seq_length:
-            raise UserError(f"config.json: sliding_window {window} is shorter than the rows ({seq_length} tokens)")
-        if hf_config.get("quantization_config"):
-            raise UserError("config.json: quantised weights are not supported; use the original ones")
+        narrow = hf_config.get("num_key_value_heads") or heads
+        if heads % narrow:
+            raise UserError(f"config.json: num_key_value_heads {narrow} does not divide num_attention_heads {heads}")
+        if hf_config.get("architectures") == ["MistralForCausalLM"]:
+            # Mistral's window where its config.json says nothing.
+            hf_config = {"sliding_window": 4096, **hf_config}
+        refuse_unsupported(hf_config, seq_length, self.name, self.qkv_has_bias)
+
+    def _rope(self, hf_config: Mapping[str, Any]) -> Rope:
+        from mindrlhf.models.rope import rope_settings
+
+        head_size = need(hf_config, "hidden_size") // need(hf_config, "num_attention_heads")
+        rope = rope_settings(hf_config, head_size)
+        if rope.rotary_dim != head_size:
+            raise UserError(f"config.json: partial_rotary_factor is not supported for {self.name}")
+        return rope
 
     def build(self, config: Any) -> nn.Cell:
         """LlamaForCausalLM; on CPU with the eager attention that honours the mask."""
@@ -122,9 +119,9 @@ class LlamaFamily(ModelFamily):
 
     def backbone(self, model: nn.Cell) -> nn.Cell:
         """Embedding -> layers -> norm with rotary tables picked by position_ids."""
-        from mindrlhf.models.llama_backbone import LlamaBackbone
+        from mindrlhf.models.llama_backbone import LlamaBackbone, RotaryPositions
 
-        return LlamaBackbone(model)
+        return LlamaBackbone(model, RotaryPositions(model))
 
     def head(self, model: nn.Cell) -> nn.Cell:
         """lm_head.weight, which is the embedding where they are tied."""
@@ -147,8 +144,8 @@ class LlamaFamily(ModelFamily):
                     yield renamed(f"{theirs}.bias", f"{place}.attention.{ours}.bias", rows)
             yield renamed(f"{place}.self_attn.o_proj.weight", f"{place}.attention.wo.weight", hidden, hidden)
             yield renamed(f"{place}.mlp.gate_proj.weight", f"{place}.feed_forward.w1.weight", inner, hidden)
-            yield renamed(f"{place}.mlp.down_proj.weight", f"{place}.feed_forward.w2.weight", hidden, inner)
             yield renamed(f"{place}.mlp.up_proj.weight", f"{place}.feed_forward.w3.weight", inner, hidden)
+            yield renamed(f"{place}.mlp.down_proj.weight", f"{place}.feed_forward.w2.weight", hidden, inner)
             yield renamed(f"{place}.input_layernorm.weight", f"{place}.attention_norm.weight", hidden)
             yield renamed(f"{place}.post_attention_layernorm.weight", f"{place}.ffn_norm.weight", hidden)
         yield renamed("model.norm.weight", "model.norm_out.weight", hidden)
@@ -174,26 +171,6 @@ class LlamaFamily(ModelFamily):
             "rope_theta": 500000.0,
             "tie_word_embeddings": False,
         }
-
-
-def need(hf_config: Mapping[str, Any], key: str) -> int:
-    """A size that every model has."""
-    value = hf_config.get(key)
-    if value is None:
-        raise UserError(f"config.json has no {key}; give a folder whose config.json has it, or set model.config.{key}")
-    if type(value) is not int or value < 1:
-        raise UserError(f"config.json: {key} is {value!r}; it must be a whole number above 0")
-    return value
-
-
-def _rope(hf_config: Mapping[str, Any]) -> dict[str, Any]:
-    """rope_theta and rope_type of a config.json in its older form (flat keys) or its newer one (rope_parameters)."""
-    rope = dict(hf_config.get("rope_parameters") or hf_config.get("rope_scaling") or {})
-    if "type" in rope:
-        rope.setdefault("rope_type", rope.pop("type"))
-    if hf_config.get("rope_theta") is not None:
-        rope.setdefault("rope_theta", hf_config["rope_theta"])
-    return rope
 
 
 LLAMA = register(LlamaFamily())

@@ -11,7 +11,10 @@ from mindrlhf.runtime.interrupts import heed_interrupts
 NAMED = 10  # names that a message lists
 INTERRUPTED = 130  # as the shell says of Ctrl-C
 # Absent where an environment was not activated.
-PACKAGES = ("mindspore", "mindformers", "safetensors", "transformers", "tokenizers", "numpy", "tqdm", "matplotlib")
+PACKAGES = (
+    *("mindspore", "mindformers", "safetensors", "transformers", "tokenizers", "sentencepiece"),
+    *("numpy", "tqdm", "matplotlib"),
+)
 
 
 class UserError(Exception):

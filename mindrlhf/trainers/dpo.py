@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Callable
 import numpy as np
 from mindspore import Tensor
 
-from mindrlhf.cells.preference import SUMS
+from mindrlhf.cells.preference import AUX_LOSS, SUMS
 from mindrlhf.cells.train_step import TrainStep
 from mindrlhf.checkpoint import store
 from mindrlhf.config.load import to_dict
@@ -186,7 +186,7 @@ class DPOTrainer:
         if self.eval_batches is None:
             return None
         self.cell.set_train(False)
-        sums = np.zeros(len(SUMS), np.float64)
+        sums = np.zeros(self.cell.num_sums, np.float64)
         for number in range(self.eval_batches.steps_per_epoch):
             parts = []
             for rows in map(self._with_reference, self.eval_batches.step(number).micro_batches):
@@ -289,7 +289,7 @@ def _row(pair: Pair, figures: np.ndarray) -> dict[str, Any]:
 
 def _figures(sums: np.ndarray, counts: Counts) -> dict[str, float]:
     """Sums over real pairs as the means that design section 6 names."""
-    by_name = dict(zip(SUMS, sums.tolist()))
+    by_name = dict(zip((*SUMS, AUX_LOSS), sums.tolist()))
     figures = {"loss": by_name.pop("loss/pairs") + by_name.pop("loss/chosen_tokens")}
     chosen, rejected = by_name.pop("logits/chosen"), by_name.pop("logits/rejected")
     figures.update({name: value / counts.pairs for name, value in by_name.items()})

@@ -19,7 +19,7 @@ from mindrlhf.runtime.errors import UserError
 from mindrlhf.runtime.logging import log
 
 # Names under which earlier yaml files knew a family; their beta belonged to the length-normalised loss.
-HISTORICAL = {"Qwen7BDPO": "qwen2", "Qwen2_5_7BDPO": "qwen2"}
+HISTORICAL = {"Qwen7BDPO": "qwen2", "Qwen2_5_7BDPO": "qwen2", "Glm4DPO": "glm4", "Baichuan13BDPO": "baichuan2"}
 HISTORICAL_LOSS, HISTORICAL_BETA = "sigmoid_norm", 1.0
 # MindFormers builds several families on this class; config.json tells which one it is.
 BACKBONES = {"LlamaForCausalLM": "auto"}
@@ -89,7 +89,7 @@ def _where_from(config: Config, found: Objective) -> str:
 
 
 def arch_name(family: ModelFamily) -> str:
-    """The `model.arch.type` of a family's DPO: Qwen2DPO, LlamaDPO."""
+    """The `model.arch.type` of a family's DPO: Qwen2DPO, LlamaDPO, Glm4DPO, Qwen3MoeDPO."""
     return "".join(word.capitalize() for word in family.name.split("_")) + "DPO"
 
 
@@ -109,6 +109,7 @@ def sequence_scorer(
     explicit_reduction: bool = True,
     shared: bool = False,
     squares: bool = False,
+    balance: bool = False,
 ) -> ScoreSequences:
     """The cell that scores rows of `seq_length` tokens with `model`, laid out as its MindFormers `config` says."""
     collation, parallel = COLLATIONS[layout], config.parallel_config
@@ -124,6 +125,7 @@ def sequence_scorer(
         parallel.model_parallel if split_vocabulary else 1,
         shared=shared,
         squares=squares,
+        balance=balance,
     )
 
 
@@ -136,6 +138,7 @@ def _preference_class(family: ModelFamily, defaults: dict[str, Any]) -> type[nn.
     def __init__(self: Any, config: Any) -> None:
         found = build_objective({"loss": "sigmoid", **defaults, **(getattr(config, "rlhf", None) or {})})
         explicit = getattr(config, "explicit_reduction", True)
+        aux_loss_coef = getattr(config, "aux_loss_coef", None) or 0.0
         score = sequence_scorer(
             family,
             family.build(config),
@@ -145,9 +148,11 @@ def _preference_class(family: ModelFamily, defaults: dict[str, Any]) -> type[nn.
             explicit_reduction=explicit,
             shared=found.needs_shared,
             squares=found.needs_squares,
+            balance=bool(aux_loss_coef),
         )
         parallel = config.parallel_config
-        PreferenceCell.__init__(self, score, found, explicit, parallel.data_parallel, parallel.model_parallel)
+        dp, mp = parallel.data_parallel, parallel.model_parallel
+        PreferenceCell.__init__(self, score, found, explicit, dp, mp, aux_loss_coef)
 
     return type(arch_name(family), (PreferenceCell,), {"__init__": __init__, "__doc__": f"DPO on {family.name}."})
 

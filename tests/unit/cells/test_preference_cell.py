@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from mindspore import ops
-from toy import VOCABULARY, batch, cell_of, logps, packed, pairs
+from toy import VOCABULARY, batch, cell_of, logps, packed, pairs, values
 
 from mindrlhf.cells.preference import SUMS, PreferenceCell
 from mindrlhf.data.records import Pair
@@ -184,4 +184,24 @@ def test_a_packed_row_is_the_padded_ones() -> None:
     padded_sums, theirs = run(cell(), batch(PAIRS[:1], 1, 1))
     packed_sums, ours = run(cell(rows_per_unit=1), packed(PAIRS[0], 1, 1))
     assert packed_sums == pytest.approx(padded_sums, rel=1e-5)
+    assert_equal(ours, theirs, 1e-5)
+
+
+@pytest.mark.parametrize("explicit", [True, False])
+def test_a_load_balance_loss_is_minimised_and_is_no_part_of_the_loss(explicit: bool) -> None:
+    coefficient = 0.5
+    found = objective(bind_all([{"type": "sigmoid", "beta": BETA}]))
+    plain, routed = cell_of(found, explicit), cell_of(found, explicit, aux_loss_coef=coefficient)
+    fields = batch([*PAIRS[:3], None], 5, 1)
+    real = float((fields[2].asnumpy() > 0).mean())
+    norm = values()["norm.weight"].astype(np.float64)
+    balance = real * (norm**2).sum()
+    loss, sums, *_ = routed(*fields)
+    # Three of the batch's five pairs are in this cell.
+    assert float(loss) == pytest.approx(float(plain(*fields)[0]) + coefficient * balance * 3 / 5, rel=1e-5)
+    assert sums.shape == (routed.num_sums,) == (len(SUMS) + 1,)
+    assert float(sums[-1]) == pytest.approx(balance * 3, rel=1e-5)
+    np.testing.assert_allclose(sums.asnumpy()[:-1], plain(*fields)[1].asnumpy(), rtol=1e-5)
+    (_, ours), (_, theirs) = run(routed, fields), run(plain, fields)
+    theirs["norm.weight"] = theirs["norm.weight"] + coefficient * real * 2 * norm * 3 / 5
     assert_equal(ours, theirs, 1e-5)

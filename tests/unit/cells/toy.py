@@ -13,6 +13,7 @@ from mindrlhf.cells.scoring import ScoreSequences
 from mindrlhf.data.records import Pair
 from mindrlhf.data.rows import COLLATIONS, padded
 from mindrlhf.losses import Objective
+from mindrlhf.models.head import Head
 
 VOCABULARY, WIDTH, LENGTH = 13, 6, 16
 NAMES = ("tok_embeddings.weight", "norm.weight", "wq.bias", "lm_head.weight")
@@ -41,8 +42,16 @@ class Backbone(nn.Cell):
         return states * self.norm + self.bias
 
 
-def head() -> Parameter:
-    return Parameter(Tensor(values()[NAMES[3]]), name=NAMES[3])
+class RoutedBackbone(Backbone):
+    """The same, and a load-balance loss: the share of real tokens times the square sum of the norm."""
+
+    def construct(self, input_ids, position_ids, forbidden, tokens):  # type: ignore[no-untyped-def]
+        hidden = super().construct(input_ids, position_ids, forbidden)
+        return hidden, tokens.mean() * (self.norm * self.norm).sum()
+
+
+def head() -> Head:
+    return Head(Parameter(Tensor(values()[NAMES[3]]), name=NAMES[3]))
 
 
 def logps(prompt: Sequence[int], answer: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -97,11 +106,14 @@ def packed(pair: Pair, num_pairs: float, num_chosen_tokens: float) -> tuple[Tens
     return (*map(Tensor, fields), *rest)
 
 
-def cell_of(objective: Objective, explicit: bool = True, dp: int = 1, mp: int = 1, **rows: int) -> PreferenceCell:
+def cell_of(
+    objective: Objective, explicit: bool = True, dp: int = 1, mp: int = 1, aux_loss_coef: float = 0.0, **rows: int
+) -> PreferenceCell:
     """The preference cell on the toy; `rows`: rows_per_unit, pairs_per_unit."""
-    needs = {"shared": objective.needs_shared, "squares": objective.needs_squares}
-    score = ScoreSequences(Backbone(), head(), LENGTH, explicit_reduction=explicit, **{**units(), **rows}, **needs)
-    return PreferenceCell(score, objective, explicit, dp, mp)
+    needs = {"shared": objective.needs_shared, "squares": objective.needs_squares, "balance": bool(aux_loss_coef)}
+    backbone = RoutedBackbone() if aux_loss_coef else Backbone()
+    score = ScoreSequences(backbone, head(), LENGTH, explicit_reduction=explicit, **{**units(), **rows}, **needs)
+    return PreferenceCell(score, objective, explicit, dp, mp, aux_loss_coef)
 
 
 def units() -> dict[str, int]:

@@ -87,11 +87,11 @@ def test_a_sharded_hugging_face_folder(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_found_is_named(tmp_path: Path) -> None:
-    (tmp_path / "weights.bin").write_bytes(b"")
+    (tmp_path / "weights.h5").write_bytes(b"")
     for path, sentence in {
         "absent": "there is no checkpoint .*absent",
         "absent.ckpt": r"there is no checkpoint .*absent\.ckpt",
-        "weights.bin": "ends neither in .safetensors nor in .ckpt",
+        "weights.h5": r"ends in none of \.safetensors, \.ckpt and \.bin",
         "": "holds no weights",
     }.items():
         with pytest.raises(UserError, match=sentence):

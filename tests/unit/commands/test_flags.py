@@ -8,7 +8,10 @@ from mindrlhf.commands.flags import parse, read_config
 from mindrlhf.commands.make_tiny import parser as make_tiny
 from mindrlhf.commands.train import parser as run_dpo
 from mindrlhf.commands.transform import parser as transform
+from mindrlhf.models import families
 from mindrlhf.runtime.errors import UserError
+
+FAMILIES = ", ".join(sorted(families()))
 
 
 @pytest.mark.parametrize(
@@ -56,9 +59,9 @@ def test_what_is_missing_misspelt_or_given_twice_is_said(words: list[str], sente
     [
         (["--layers", "x"], "--layers is 'x'; give a whole number"),
         (["--layers", "1.5"], "--layers is '1.5'; give a whole number"),
-        (["--family", "lama"], "--family is 'lama'; did you mean llama? There are llama, qwen2"),
-        (["--family", "gpt (2)"], "--family is 'gpt (2)'; give one of llama, qwen2"),
-        (["--family", "it's"], '--family is "it\'s"; give one of llama, qwen2'),
+        (["--family", "lama"], f"--family is 'lama'; did you mean llama? There are {FAMILIES}"),
+        (["--family", "gpt (2)"], f"--family is 'gpt (2)'; give one of {FAMILIES}"),
+        (["--family", "it's"], f'--family is "it\'s"; give one of {FAMILIES}'),
     ],
 )
 def test_a_wrong_value_is_said_with_those_that_are_right(words: list[str], sentence: str) -> None:

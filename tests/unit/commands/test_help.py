@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mindrlhf.commands import make_pairs, make_tiny, preprocess, quickstart, train, transform
+from mindrlhf.commands import convert, make_pairs, make_tiny, preprocess, quickstart, train, transform
 from mindrlhf.commands.flags import Parser
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[3]
 OPTIONS = json.loads(Path(__file__).with_name("options.json").read_text(encoding="utf-8"))
 PARSERS = {
     "run_dpo.py": train.parser,
+    "tools/convert_weight.py": convert.parser,
     "tools/dpo_preprocess.py": preprocess.parser,
     "tools/make_preference_data.py": make_pairs.parser,
     "tools/make_tiny_model.py": make_tiny.parser,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import inspect
 from pathlib import Path
 
 import pytest
 
 from mindrlhf.config.load import load_config, to_dict
+from mindrlhf.config.mindformers_keys import MOVED, NOT_SHAPES, SHAPES
 from mindrlhf.config.schema import Config
+from mindrlhf.models import get_family
 
 FINETUNE = """
 seed: 42
@@ -115,6 +118,7 @@ def test_a_mindformers_file_is_understood(write, capsys):
         "family": "LlamaForCausalLM",
         "dtype": "bfloat16",
         "load_checkpoint": "qwen2_7b.ckpt",
+        "aux_loss_coef": None,
         "config": {
             "batch_size": 1,
             "seq_length": 4096,
@@ -290,3 +294,73 @@ def test_mistakes_in_mindformers_keys_are_named(write, content, sentence, refusa
 def test_aliased_sections_do_not_share_what_is_taken_out(write):
     write("run.yaml", "model: {model_config: &shape {type: LlamaConfig, num_layers: 2}, config: *shape}")
     assert load_config("run.yaml").model.config == {"num_hidden_layers": 2, "type": "LlamaConfig", "num_layers": 2}
+
+
+GLM4 = """
+model:
+  model_config:
+    type: ChatGLM2Config
+    num_layers: 40
+    padded_vocab_size: 151552
+    hidden_size: 4096
+    ffn_hidden_size: 13696
+    kv_channels: 128
+    num_attention_heads: 32
+    multi_query_group_num: 2
+    seq_length: 131072
+    layernorm_epsilon: 1.5625e-07
+    rope_ratio: 500
+    add_qkv_bias: True
+  arch: {type: ChatGLM2ForConditionalGeneration}
+"""
+QWEN3_MOE = """
+model:
+  model_config:
+    type: Qwen3MoeConfig
+    num_layers: 48
+    hidden_size: 2048
+    num_attention_heads: 32
+    num_query_groups: 4
+    kv_channels: 128
+    layernorm_epsilon: 1.0e-6
+    rotary_base: 1000000.0
+    vocab_size: 151936
+    num_moe_experts: 128
+    moe_router_topk: 8
+    moe_ffn_hidden_size: 768
+"""
+
+
+def test_shapes_of_glm4_are_read_in_mindformers_words(write):
+    repository = Path(__file__).parents[3] / "model_configs"
+    ours = load_config(repository / "glm4" / "9b.yaml").model.config
+    theirs = load_config(write("run.yaml", GLM4)).model.config
+    assert theirs == {key: ours[key] for key in theirs}
+    assert theirs.keys() >= ours.keys() - {"partial_rotary_factor", "tie_word_embeddings"}
+
+
+def test_shapes_of_qwen3_moe_are_read_in_mindformers_words(write):
+    repository = Path(__file__).parents[3] / "model_configs"
+    ours = load_config(repository / "qwen3_moe" / "30b_a3b.yaml").model.config
+    theirs = load_config(write("run.yaml", QWEN3_MOE)).model.config
+    assert theirs == {key: ours[key] for key in theirs}
+    assert len(theirs) == 11
+
+
+def test_words_of_another_type_stay(write):
+    write("run.yaml", "model: {model_config: {type: OtherConfig, rope_ratio: 2, num_layers: 3}}")
+    assert load_config("run.yaml").model.config == {"rope_ratio": 2, "num_layers": 3}
+
+
+@pytest.mark.parametrize(
+    ("family", "kind"), [("llama", "LlamaConfig"), ("baichuan2", "LlamaConfig"), ("glm4", "ChatGLM2Config")]
+)
+def test_every_word_of_mindformers_config_is_a_shape_or_known_to_the_family(family, kind):
+    import mindformers
+
+    words = set(inspect.signature(getattr(mindformers, kind).__init__).parameters) - {"self", "kwargs"}
+    moved = {key.rpartition(".")[2] for key in MOVED if key.startswith("model.model_config.")}
+    known = get_family(family).config_keys | get_family(family).mindformers_keys()
+    assert words - SHAPES[kind].keys() - moved - {*NOT_SHAPES} <= known
+    assert set(SHAPES[kind]) <= words
+    assert set(SHAPES[kind].values()) <= get_family(family).config_keys

@@ -16,7 +16,7 @@ DEFAULTS = {
     "run_mode": "train",
     "output_dir": "./output",
     "device": {"target": "auto"},
-    "model": {"family": "auto", "dtype": "auto", "load_checkpoint": None, "config": {}},
+    "model": {"family": "auto", "dtype": "auto", "load_checkpoint": None, "aux_loss_coef": None, "config": {}},
     "tokenizer": {"path": None, "chat_template": "auto"},
     "data": {
         "train": None,
@@ -72,6 +72,7 @@ DEFAULTS = {
         "micro_batch_num": 1,
         "optimizer_shard": False,
         "vocab_emb_dp": True,
+        "expert_parallel": 1,
     },
     "lora": None,
     "generation": {"max_new_tokens": 256, "do_sample": False, "temperature": 1.0, "top_k": 0, "top_p": 1.0},
@@ -80,7 +81,7 @@ DEFAULTS = {
 COUNTS = [
     *("train.epochs", "train.global_batch_pairs", "train.logging_steps", "train.save_total_limit"),
     *("parallel.model_parallel", "parallel.pipeline_stage", "parallel.micro_batch_num", "generation.max_new_tokens"),
-    "rlhf.ref_model_sync_steps",
+    *("rlhf.ref_model_sync_steps", "parallel.expert_parallel"),
 ]
 COUNTS_OR_NULL = [
     *("train.steps", "train.micro_batch_pairs", "train.eval_steps", "train.save_steps"),
@@ -88,7 +89,7 @@ COUNTS_OR_NULL = [
 ]
 POSITIVE = ["train.max_grad_norm", "optimizer.learning_rate", "optimizer.eps", "generation.temperature"]
 POSITIVE_OR_NULL = ["rlhf.beta", "rlhf.discopop_tau"]
-NOT_NEGATIVE_OR_NULL = ["rlhf.simpo_gamma", "rlhf.cpo_alpha"]
+NOT_NEGATIVE_OR_NULL = ["rlhf.simpo_gamma", "rlhf.cpo_alpha", "model.aux_loss_coef"]
 ABOVE_0_TO_1 = ["generation.top_p", "rlhf.ref_model_mixup_alpha"]
 YES_NO = [
     *("data.shuffle", "train.resume", "parallel.optimizer_shard", "parallel.vocab_emb_dp", "generation.do_sample"),

@@ -166,6 +166,29 @@ def test_named_vocabulary_wins_over_a_tokenizer_json_beside_it(vocabulary_folder
     assert load_tokenizer(vocabulary_folder / "vocab.json").tokenizer_hash == expected
 
 
+def test_two_files_of_qwen(tokenizer_folder: Path, tmp_path: Path) -> None:
+    """Without a config the special tokens are Qwen's and follow the vocabulary, as in its published tokenizer."""
+    model = json.loads((tokenizer_folder / "tokenizer.json").read_text())["model"]
+    vocabulary = {token: index - len(SPECIAL) for token, index in model["vocab"].items() if token not in SPECIAL}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in model["merges"]))
+    tokenizer = load_tokenizer(tmp_path / "vocab.json", tmp_path / "merges.txt")
+    count = len(vocabulary)
+    assert (tokenizer.pad_id, tokenizer.eos_id, tokenizer.vocab_size) == (count, count + 2, count + 3)
+    assert (tokenizer.template_name, tokenizer.has_template) == ("chatml", True)
+    ids = tokenizer.encode_messages([{"role": "user", "content": "the <|im_end|>"}], True)
+    assert control_tokens(tokenizer, ids) == ["<|im_start|>", "<|im_end|>", "<|im_start|>"]
+    assert load_tokenizer(tmp_path).tokenizer_hash == tokenizer.tokenizer_hash
+    assert [file.name for file in tokenizer.files] == ["vocab.json", "merges.txt"]
+    (tmp_path / "vocab.json").write_text(json.dumps({**vocabulary, "<|endoftext|>": count}))
+    with pytest.raises(UserError, match=r"not Qwen's, and without tokenizer_config\.json"):
+        load_tokenizer(tmp_path / "vocab.json")
+    for broken in ("{}", "[]", "{", '{"a": "b"}'):
+        (tmp_path / "vocab.json").write_text(broken)
+        with pytest.raises(UserError, match=r"vocab\.json"):
+            load_tokenizer(tmp_path / "vocab.json")
+
+
 def test_a_lone_tokenizer_json(tokenizer: ChatTokenizer, tokenizer_folder: Path, tmp_path: Path) -> None:
     shutil.copy(tokenizer_folder / "tokenizer.json", tmp_path)
     lone = load_tokenizer(tmp_path / "tokenizer.json")

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# All steps in order; --tiny [DIR] makes a small model and runs them here, on a CPU.
+source "$(dirname "$0")/../tutorial.sh"
+
+bring_tiny() {
+  tiny_model qwen2/7b qwen2 Qwen2-7B-Instruct --family qwen2
+  tiny_data data
+  mv data/train.jsonl input.jsonl
+}
+
+tutorial "$@"

@@ -1,0 +1,124 @@
+"""Tensors from one vocabulary into another: a few at a time, in bounded memory."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Callable
+
+import numpy as np
+
+from mindrlhf.checkpoint.hf_folder import Put
+from mindrlhf.checkpoint.tensor_file import Spec
+from mindrlhf.checkpoint.tensors import Tensors
+from mindrlhf.models import ModelFamily
+from mindrlhf.models.hf_weights import Group, are_ms, faults, same
+from mindrlhf.runtime.errors import IncompleteCheckpoint, UserError
+from mindrlhf.runtime.progress import Progress
+
+CAST = 1 << 22  # numbers that are rounded at once
+Shape = tuple[int, ...]
+Shapes = Mapping[str, Shape]
+
+_LAYER = re.compile(r"\.\d+\.")
+
+
+@dataclass(frozen=True)
+class Step:
+    """Tensors that become others: name -> shape before and after, the dtype after, and what moves the entries."""
+
+    before: Shapes
+    after: Shapes
+    move: Callable[..., Sequence[np.ndarray]]
+    dtype: str
+
+
+def check(
+    groups: Sequence[Group],
+    opened: Tensors,
+    family: ModelFamily,
+    hf_config: Mapping[str, Any],
+    reverse: bool,
+    source: str,
+) -> list[str]:
+    """Names that may be there and mean nothing; raises `UserError` where the tensors are not the model's."""
+    shapes = {name: spec.shape for name, spec in opened.specs.items()}
+    if are_ms(groups, shapes) != reverse:
+        now, then = ("Hugging Face's", "False") if reverse else ("MindFormers'", "True")
+        raise UserError(f"the tensors of {source} have {now} names already; with --reversed {then} they are converted")
+    wanted = [Group(shapes, tuple(shapes)) for shapes in _in_ms(groups)] if reverse else groups
+    wrong = faults(wanted, shapes, lambda name: family.ignored(name, hf_config))
+    if wrong:
+        raise IncompleteCheckpoint(f"{source} does not fit its config.json: {'; '.join(wrong)}")
+    expected = {name for group in wanted for name in group.hf}
+    return [name for name in shapes if name not in expected]
+
+
+def plan(groups: Sequence[Group], opened: Tensors, dtype: str | None, reverse: bool) -> Iterator[Step]:
+    """What is to be done, in order. dtype: of what is written, None as the source.
+
+    Raises `UserError` for tensors that are no float numbers.
+    """
+    for group, ours in zip(groups, _in_ms(groups)):
+        before = ours if reverse else group.hf
+        found = {opened.specs[name].dtype for name in before}
+        for name in before:
+            if "float" not in opened.specs[name].dtype:
+                raise UserError(f"{name} is {opened.specs[name].dtype}; weights are float numbers: use other weights")
+        # Tensors that are joined must be alike.
+        kind = dtype or (found.pop() if len(found) == 1 else "float32")
+        yield Step(ours, group.hf, group.split, kind) if reverse else Step(group.hf, ours, group.join, kind)
+
+
+def specs_of(steps: Sequence[Step]) -> dict[str, Spec]:
+    """Dtype and shape of everything that is written, in the order of the steps."""
+    return {name: Spec(step.dtype, tuple(shape)) for step in steps for name, shape in step.after.items()}
+
+
+def _in_ms(groups: Sequence[Group]) -> list[Shapes]:
+    """The shapes of every group under MindFormers' names, found by joining zeros of one byte each.
+
+    Groups of like shapes whose names differ in the number of the layer alone are joined once.
+    """
+    known: dict[Any, list[Shape]] = {}
+    found: list[Shapes] = []
+    for group in groups:
+        shapes = [tuple(shape) for shape in group.hf.values()]
+        if group.join is not same:
+            key = (*(_LAYER.sub(".N.", name) for name in group.ms), *shapes)
+            if key not in known:
+                zeros = [np.broadcast_to(np.zeros((), np.int8), shape) for shape in shapes]
+                known[key] = [array.shape for array in group.join(*zeros)]
+            shapes = known[key]
+        found.append(dict(zip(group.ms, shapes)))
+    return found
+
+
+def move(steps: Sequence[Step], opened: Tensors, put: Put) -> None:
+    """Read, round, rearrange and write, one step after the other; no array outlives its step."""
+    progress = Progress("convert", len(steps), unit="group")
+    for step in steps:
+        moved = list(step.move(*(rounded(opened.read(name), step.dtype, name) for name in step.before)))
+        for k, (name, shape) in enumerate(step.after.items()):
+            assert moved[k].shape == tuple(shape), f"{name} became {moved[k].shape}, announced as {shape}"
+            put(name, moved[k])
+        del moved
+        progress.advance()
+    progress.close()
+    opened.check()
+
+
+def rounded(array: np.ndarray, dtype: str, name: str) -> np.ndarray:
+    """The array in another dtype, to nearest and ties to even; `UserError` where float16 is too small for a number."""
+    if array.dtype.name == dtype:
+        return array
+    flat, result = array.reshape(-1), np.empty(array.shape, np.dtype(dtype))
+    with np.errstate(over="ignore"):
+        for start in range(0, flat.size, CAST):
+            part = flat[start : start + CAST]
+            done = result.reshape(-1)[start : start + CAST]
+            done[...] = part
+            if dtype == "float16" and np.isinf(done).sum() != np.isinf(part.astype(np.float32)).sum():
+                raise UserError(f"{name} has numbers beyond 65504, where float16 ends; give --dtype bf16 or fp32")
+    return result

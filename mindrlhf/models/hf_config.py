@@ -1,0 +1,48 @@
+"""Reading a Hugging Face `config.json`: what every family needs of it and none supports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mindrlhf.runtime.errors import UserError
+
+# What rotary, RMSNorm and SwiGLU decoders say in their config.json.
+DECODER_KEYS = frozenset(
+    [
+        *("architectures", "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
+        *("num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps"),
+        *("rope_theta", "rope_scaling", "rope_parameters", "tie_word_embeddings", "initializer_range"),
+        *("hidden_act", "attention_bias", "sliding_window", "use_sliding_window", "quantization_config"),
+        *("bos_token_id", "eos_token_id", "pad_token_id"),
+    ]
+)
+
+
+def need(hf_config: Mapping[str, Any], key: str) -> int:
+    """A size that every model has; UserError where it is absent or no whole number above 0."""
+    value = hf_config.get(key)
+    if value is None:
+        raise UserError(f"config.json has no {key}; give a folder whose config.json has it, or set model.config.{key}")
+    if type(value) is not int or value < 1:
+        raise UserError(f"config.json: {key} is {value!r}; it must be a whole number above 0")
+    return value
+
+
+def refuse_unsupported(hf_config: Mapping[str, Any], seq_length: int, family: str, has_bias: bool) -> None:
+    """UserError, by name, for an activation, biases, a sliding window or quantised weights that would run wrongly.
+
+    seq_length: S, tokens of a row. has_bias: whether the family's q, k and v have one.
+    """
+    activation = hf_config.get("hidden_act", "silu")
+    if activation != "silu":
+        raise UserError(f"config.json: hidden_act {activation!r} is not supported for {family}; only silu is")
+    if not has_bias and hf_config.get("attention_bias"):
+        raise UserError(f"config.json: attention_bias is not supported for {family}")
+    if hf_config.get("mlp_bias"):
+        raise UserError(f"config.json: mlp_bias is not supported for {family}")
+    window = hf_config.get("sliding_window") if hf_config.get("use_sliding_window", True) else None
+    if window and window < seq_length:
+        raise UserError(f"config.json: sliding_window {window} is shorter than the rows ({seq_length} tokens)")
+    if hf_config.get("quantization_config"):
+        raise UserError("config.json: quantised weights are not supported; use the original ones")

@@ -1,0 +1,12 @@
+"""Weights from Hugging Face's form into MindFormers', and back; see --help."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mindrlhf.commands.convert import main
+from mindrlhf.runtime.errors import run
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))
