@@ -32,6 +32,8 @@ class McoreFamily(ModelFamily):
         """Fields of MindFormers' TransformerConfig. UserError where config.json asks for what GPTModel cannot do."""
         from mindrlhf.models.rope import rope_settings
 
+        from mindrlhf.models import mcore_config  # noqa: F401  (registers the type)
+
         heads = need(hf_config, "num_attention_heads")
         head_dim = hf_config.get("head_dim") or need(hf_config, "hidden_size") // heads
         rope = rope_settings(hf_config, head_dim)
