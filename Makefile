@@ -1,6 +1,7 @@
 PYTHON ?= python
+INTEROP ?= .venv-interop
 
-.PHONY: quality test tutorials unit
+.PHONY: interop interop-venv quality test tutorials unit
 
 quality:
 	$(PYTHON) -m ruff check .
@@ -16,3 +17,11 @@ test: unit
 # Every tutorial on the small model that it makes itself, in ./tutorial_output; about 2 minutes each on 2 cores.
 tutorials:
 	for tutorial in examples/dpo/*/tutorial.sh; do bash $$tutorial --tiny || exit; done
+
+# What needs torch: our checkpoints in transformers, PyTorch's files in our commands. In a venv of its own, .venv-interop.
+interop: interop-venv
+	$(INTEROP)/bin/python -m pytest tests/interop
+
+interop-venv:
+	[ -x $(INTEROP)/bin/python ] || $(PYTHON) -m venv $(INTEROP)
+	$(INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[dev,interop]"

@@ -27,6 +27,6 @@ setup(
     ],
     extras_require={
         "dev": ["ruff==0.17.5", "mypy==2.4.1", "pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "types-PyYAML"],
-        "interop": ["torch==2.13.0"],
+        "interop": ["torch==2.13.0", "peft>=0.17,<1"],
     },
 )

@@ -123,12 +123,12 @@ def _text(token: Any) -> str:
 def _sentencepiece(data: bytes, file: Path, beside: Beside) -> tuple[Tokenizer, dict[str, str]]:
     model = sentencepiece_model.parse(data, file)
     words = beside.words
-    baichuan = set(BUILT_IN["baichuan2"].tokens) <= {piece.piece for piece in model.pieces}
-    prefix = model.normalizer_spec.add_dummy_prefix and words.get("add_prefix_space", True) is not False
+    baichuan = set(BUILT_IN["baichuan2"].tokens) <= {piece.text for piece in model.pieces}
+    prefix = model.add_dummy_prefix and words.get("add_prefix_space", True) is not False
     backend = sentencepiece_model.backend(
         model, file, beside.special | _CONTROLS, prefix=prefix, first_only=words.get("legacy", True) is False
     )
-    found = {f"{name}_token": sentencepiece_model.piece_of(model, name) for name in ("bos", "eos", "pad", "unk")}
+    found = {f"{name}_token": model.piece_of(name) for name in ("bos", "eos", "pad", "unk")}
     roles = {role: piece for role, piece in found.items() if piece is not None}
     if baichuan:
         roles.setdefault("pad_token", roles["unk_token"])

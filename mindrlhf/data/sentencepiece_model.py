@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import struct
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union
 
 from mindrlhf.runtime.errors import UserError
 
@@ -15,42 +17,112 @@ BLANK = "▁"  # how SentencePiece writes a blank
 _BPE = 2
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
 _KINDS = {1: "unigram", 3: "word", 4: "char"}
+# Numbers of the fields of its ModelProto that are read, trainer's and normalizer's with what they are when left out.
+_PIECES, _TRAINER, _NORMALIZER = 1, 2, 3
+_TRAINER_FIELDS = {
+    **{"model_type": (3, 1), "byte_fallback": (35, 0), "treat_whitespace_as_suffix": (24, 0)},
+    **{"unk": (40, 0), "bos": (41, 1), "eos": (42, 2), "pad": (43, -1), "unk_piece": (45, b"<unk>")},
+}
+_NORMALIZER_FIELDS = {
+    **{"charsmap": (2, b""), "add_dummy_prefix": (3, 1), "remove_extra_whitespaces": (4, 1)},
+    **{"escape_whitespaces": (5, 1)},
+}
+_FIXED = {1: 8, 5: 4}  # bytes of the wire types of one length
 
 
-def parse(data: bytes, file: Path) -> Any:
-    """The ModelProto that `data` holds; `UserError` where it is no whole model, or of a kind that is not supported."""
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-    from sentencepiece import sentencepiece_model_pb2
+@dataclass(frozen=True)
+class Piece:
+    """A token: `kind` is normal, unknown, control, user-defined, unused or byte, in SentencePiece's numbers."""
 
-    model = sentencepiece_model_pb2.ModelProto()
+    text: str
+    score: float
+    kind: int
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a file says. trainer, normalizer: values by the names of `_TRAINER_FIELDS` and `_NORMALIZER_FIELDS`."""
+
+    pieces: tuple[Piece, ...]
+    trainer: Mapping[str, Any]
+    normalizer: Mapping[str, Any]
+
+    @property
+    def add_dummy_prefix(self) -> bool:
+        """Whether a blank goes before a text."""
+        return bool(self.normalizer["add_dummy_prefix"])
+
+    def piece_of(self, role: str) -> str | None:
+        """Text of the bos, eos, pad or unk piece; None where the model has none."""
+        index = self.trainer[role]
+        return self.pieces[index].text if 0 <= index < len(self.pieces) else None
+
+
+def parse(data: bytes, file: Path) -> Model:
+    """The model that `data` holds; `UserError` where it is no whole model, or of a kind that is not supported."""
     try:
-        model.ParseFromString(data)
-    except (DecodeError, UnicodeDecodeError):
+        model = _read(data)
+    except (ValueError, KeyError, IndexError, TypeError, struct.error):
         raise UserError(f"{file} is neither a SentencePiece nor a tiktoken model, or only part of one") from None
-    if not (model.pieces and model.HasField("trainer_spec") and model.HasField("normalizer_spec")):
-        raise UserError(f"{file} is only part of a SentencePiece model; copy or download it again")
-    pieces = {piece.piece for piece in model.pieces if isinstance(piece.piece, str)}  # what is not UTF-8 is bytes
-    if len(pieces) < len(model.pieces) or "" in pieces or model.trainer_spec.unk_piece not in pieces:
-        raise UserError(
-            f"{file} holds a piece that is broken, empty or there twice, or none for the unknown; copy or download it "
-            f"again"
-        )
-    trainer = model.trainer_spec
-    if trainer.model_type != _BPE:
-        kind = _KINDS.get(trainer.model_type, "unknown")
+    texts = {piece.text for piece in model.pieces}
+    if len(texts) < len(model.pieces) or "" in texts or model.trainer["unk_piece"] not in texts:
+        raise UserError(f"{file} holds an empty piece, one twice, or none for the unknown; copy or download it again")
+    if model.trainer["model_type"] != _BPE:
+        kind = _KINDS.get(model.trainer["model_type"], "unknown")
         raise UserError(f"{file} is a SentencePiece model of kind {kind}; only bpe is supported, else a tokenizer.json")
-    if trainer.treat_whitespace_as_suffix or not model.normalizer_spec.escape_whitespaces:
+    if model.trainer["treat_whitespace_as_suffix"] or not model.normalizer["escape_whitespaces"]:
         raise UserError(f"{file} treats blanks in a way that is not supported; give a tokenizer.json instead")
     return model
 
 
-def piece_of(model: Any, name: str) -> str | None:
-    """Text of the bos, eos or pad piece; None where the model has none."""
-    index = getattr(model.trainer_spec, f"{name}_id")
-    return model.pieces[index].piece if 0 <= index < len(model.pieces) else None
+def _read(data: bytes) -> Model:
+    # By hand: the several modules that declare this protobuf message, here and there, exclude one another in a process.
+    pieces, parts = [], {}
+    for number, value in _fields(data):
+        if number == _PIECES:
+            piece = dict(_fields(value))
+            (score,) = struct.unpack("<f", piece.get(2, bytes(4)))
+            pieces.append(Piece(piece[1].decode(), score, piece.get(3, _NORMAL)))
+        else:
+            parts[number] = value
+    trainer, normalizer = (dict(_fields(parts[number])) for number in (_TRAINER, _NORMALIZER))
+    told = {name: trainer.get(number, absent) for name, (number, absent) in _TRAINER_FIELDS.items()}
+    told["unk_piece"] = told["unk_piece"].decode()
+    spec = {name: normalizer.get(number, absent) for name, (number, absent) in _NORMALIZER_FIELDS.items()}
+    return Model(tuple(pieces), told, spec)
 
 
-def backend(model: Any, file: Path, special: Collection[str], prefix: bool, first_only: bool) -> Tokenizer:
+def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
+    """Number and value of each field of a protobuf message, a whole number or bytes; ValueError where it is cut."""
+    place = 0
+    while place < len(data):
+        key, place = _varint(data, place)
+        wire = key & 7
+        value: Union[int, bytes]
+        if wire == 0:
+            value, place = _varint(data, place)
+        else:
+            size, place = _varint(data, place) if wire == 2 else (_FIXED[wire], place)
+            value, place = data[place : place + size], place + size
+        if place > len(data) or key < 8:
+            raise ValueError("cut short")
+        yield key >> 3, value
+
+
+def _varint(data: bytes, place: int) -> tuple[int, int]:
+    """A whole number of 7 bits a byte, of 64 bits with a sign, and where it ends."""
+    value = shift = 0
+    while True:
+        byte = data[place]
+        value |= (byte & 127) << shift
+        place, shift = place + 1, shift + 7
+        if byte < 128:
+            return (value - (1 << 64) if value >> 63 else value), place
+        if shift > 63:
+            raise ValueError("no number")
+
+
+def backend(model: Model, file: Path, special: Collection[str], prefix: bool, first_only: bool) -> Tokenizer:
     """A tokenizer that gives SentencePiece's ids; `UserError` for pieces that it could not treat as SentencePiece does.
 
     special: pieces that are special tokens besides the control ones. prefix: a blank goes before the text; first_only:
@@ -58,10 +130,9 @@ def backend(model: Any, file: Path, special: Collection[str], prefix: bool, firs
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-    pieces = list(model.pieces)
-    vocabulary = {piece.piece: index for index, piece in enumerate(pieces)}
-    control = {piece.piece for piece in pieces if piece.type in (_UNKNOWN, _CONTROL) or piece.piece in special}
-    added = [piece.piece for piece in pieces if _is_found(piece) or piece.piece in control]
+    vocabulary = {piece.text: index for index, piece in enumerate(model.pieces)}
+    control = {piece.text for piece in model.pieces if piece.kind in (_UNKNOWN, _CONTROL) or piece.text in special}
+    added = [piece.text for piece in model.pieces if _is_found(piece) or piece.text in control]
     if prefix and len(added) > len(control):
         whole = next(piece for piece in added if piece not in control)
         # The library would put the blank that goes before a text behind each of these pieces too.
@@ -69,16 +140,16 @@ def backend(model: Any, file: Path, special: Collection[str], prefix: bool, firs
     tokenizer = Tokenizer(
         models.BPE(
             vocab=vocabulary,
-            merges=_merges({piece.piece: piece.score for piece in pieces if piece.type == _NORMAL}, set(added)),
-            unk_token=model.trainer_spec.unk_piece,
+            merges=_merges({piece.text: piece.score for piece in model.pieces if piece.kind == _NORMAL}, set(added)),
+            unk_token=model.trainer["unk_piece"],
             fuse_unk=True,
-            byte_fallback=model.trainer_spec.byte_fallback,
+            byte_fallback=bool(model.trainer["byte_fallback"]),
         )
     )
     for piece in added:
         # SentencePiece looks for a user's piece where blanks are already written as BLANK.
         tokenizer.add_tokens([AddedToken(piece, normalized=BLANK in piece, special=piece in control)])
-    steps = _normalisation(model.normalizer_spec)
+    steps = _normalisation(model.normalizer)
     if prefix and first_only:
         # Metaspace spares a text that begins with a blank, of which none is left here; then it writes its own anew.
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -97,9 +168,9 @@ def backend(model: Any, file: Path, special: Collection[str], prefix: bool, firs
     return tokenizer
 
 
-def _is_found(piece: Any) -> bool:
+def _is_found(piece: Piece) -> bool:
     """Whether a piece is taken whole wherever a text holds it; one with a blank is looked for, but never there."""
-    return piece.type == _USER_DEFINED and " " not in piece.piece
+    return piece.kind == _USER_DEFINED and " " not in piece.text
 
 
 def _merges(scores: dict[str, float], never: Collection[str]) -> list[tuple[str, str]]:
@@ -118,10 +189,10 @@ def _merges(scores: dict[str, float], never: Collection[str]) -> list[tuple[str,
     return [(piece[:-cut], piece[-cut:]) for _, cut, piece in sorted(pairs)]
 
 
-def _normalisation(spec: Any) -> list[Any]:
+def _normalisation(spec: Mapping[str, Any]) -> list[Any]:
     from tokenizers import Regex, normalizers
 
-    steps = [normalizers.Precompiled(spec.precompiled_charsmap)] if spec.precompiled_charsmap else []
-    if spec.remove_extra_whitespaces:
+    steps = [normalizers.Precompiled(spec["charsmap"])] if spec["charsmap"] else []
+    if spec["remove_extra_whitespaces"]:
         steps += [normalizers.Replace(Regex(rf"\A +|[ {BLANK}]+\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     return steps

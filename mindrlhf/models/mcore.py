@@ -192,7 +192,15 @@ def _layout(options: BuildOptions) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _training_graph() -> Iterator[None]:
-    """MindFormers asks a global setting whether its older classes are meant, while it builds layers: here, no."""
-    place = "mindformers.parallel_core.training_graph.transformer.utils.is_legacy_model"
-    with mock.patch(place, return_value=False):
+    """What MindFormers asks of the process while it builds layers, answered for this model alone.
+
+    Its older classes are not meant; and where every worker has a whole model, there are no groups to make.
+    """
+    from mindspore import get_auto_parallel_context
+
+    graph = "mindformers.parallel_core.training_graph"
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch(f"{graph}.transformer.utils.is_legacy_model", return_value=False))
+        if get_auto_parallel_context("parallel_mode") == "data_parallel":
+            stack.enter_context(mock.patch(f"{graph}.base_models.gpt.gpt_model.initialize_model_parallel"))
         yield

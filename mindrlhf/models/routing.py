@@ -21,8 +21,13 @@ class CountingMoE(MoELayer):
         flat = self.local_reshape_permute(rows_first, (1, -1, self.hidden_size))
         weights, experts, probabilities = self.router.routing(self.router.gating(flat))
         mixed = self.experts(flat, weights, experts)
-        shape = (-1, self.seq_length // (self.tp * self.cp), self.hidden_size)
-        mixed = self.transpose2(self.local_reshape_unpermute(mixed, shape), (1, 0, 2))
+        if rows_first.shape[1] == self.seq_length:
+            shape = (-1, self.seq_length // (self.tp * self.cp), self.hidden_size)
+            mixed = self.local_reshape_unpermute(mixed, shape)
+        else:
+            # The original knows one length. Rows of others, which scoring has, never are under semi-auto parallel.
+            mixed = mixed.reshape(rows_first.shape)
+        mixed = self.transpose2(mixed, (1, 0, 2))
         if isinstance(extra_loss, tuple):
             counts, total, tokens = extra_loss
             real = self.local_reshape_permute(tokens.expand_dims(-1), (1, -1, 1))

@@ -78,7 +78,8 @@ def read_json_object(path: Path) -> dict[str, Any]:
 def build_options(config: Config, device: Device, seq_length: int) -> BuildOptions:
     """What this run and this device add to the model's shapes; parameters are float32, the masters of 16 bits.
 
-    The layout is the device's: where every worker has a whole model, that of the yaml does not count.
+    The layout is the device's: where every worker has a whole model, that of the yaml does not count, and the model
+    knows of no other worker.
     """
     layout = device.parallel
     return BuildOptions(
@@ -86,7 +87,8 @@ def build_options(config: Config, device: Device, seq_length: int) -> BuildOptio
         compute_dtype=device.compute_dtype(config.model.dtype),
         param_dtype="float32",
         fused=device.flash_attention,
-        data_parallel=device.data_parallel,
+        # Workers that only share gradients have a model each, of whose rows none lie elsewhere.
+        data_parallel=device.data_parallel if layout.semi_auto else 1,
         model_parallel=layout.model_parallel,
         pipeline_stage=layout.pipeline_stage,
         micro_batch_num=config.parallel.micro_batch_num,

@@ -18,7 +18,9 @@ from mindrlhf.runtime.files import write_json
 def config_of(name: str, variant: str = "", **words: Any) -> dict[str, Any]:
     family = get_family(name)
     config = family.tiny_config(vocab_size=96, hidden_size=128, layers=2)
-    return {**(family.tiny_variants[variant](config) if variant else config), "torch_dtype": "float32", **words}
+    config = family.tiny_variants[variant](config) if variant else config
+    # transformers' own default for GLM lies beyond this vocabulary.
+    return {**config, "pad_token_id": 0, "torch_dtype": "float32", **words}
 
 
 def arrays_of(name: str, config: dict[str, Any]) -> dict[str, np.ndarray]:

@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -103,7 +102,6 @@ def test_what_is_no_file_of_tensors_is_refused(tmp_path: Path) -> None:
     torch.save({"weight": torch.ones(2).to(torch.float8_e4m3fn)}, file)
     with pytest.raises(UserError, match="weight is float8_e4m3fn, which is not supported"):
         read_weights(find_weights(file))
-    assert not zipfile.is_zipfile(tmp_path / "absent")
 
 
 MEASURE = """
@@ -133,19 +131,11 @@ def test_memory_is_bounded_by_the_largest_tensor_of_bin_files_too(tmp_path: Path
     write_json(tmp_path / "bin" / "config.json", config)
     shapes = {key: shape for group in get_family("baichuan2").tensors(config) for key, shape in group.hf.items()}
     torch.save({key: torch.full(shape, 0.5) for key, shape in shapes.items()}, tmp_path / "bin" / "pytorch_model.bin")
+    env = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin"}
     argv = [sys.executable, "-c", MEASURE]
-    done = subprocess.run(
-        argv,
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    used, largest = int(re.findall(r"\d+", done.stdout)[-1]), 4 * max(np.prod(shape) for shape in shapes.values())
-    print(
-        f"{sum(4 * np.prod(s) for s in shapes.values()) / 1e6:.0f} MB, largest {largest / 1e6:.0f}, used {used / 1e6:.0f}"
-    )
-    assert used <= 2 * largest + 200e6
+    used, sizes_of = int(re.findall(r"\d+", done.stdout)[-1]), [4 * np.prod(shape) for shape in shapes.values()]
+    print(f"{sum(sizes_of) / 1e6:.0f} MB, largest tensor {max(sizes_of) / 1e6:.0f} MB, {used / 1e6:.0f} MB used")
+    assert used <= 2 * max(sizes_of) + 200e6
     assert json.loads((tmp_path / "config.json").read_text())["vocab_size"] == 16000
