@@ -28,7 +28,7 @@ tutorial() {
   printf '\n== done in %s s, in %s\n' "$SECONDS" "$place"
 }
 
-# DIR with the repository's layout: links to what is only read, copies of what the steps write beside.
+# new_place DIR: the repository's layout, links to what is only read, copies of what the steps write beside.
 new_place() {
   if [ -e "$1" ] && [ ! -e "$1/.tutorial" ]; then
     echo "error: $1 exists and is not a former tutorial's; name another folder" >&2
@@ -38,10 +38,10 @@ new_place() {
   mkdir -p "$1/examples/dpo/$family"
   touch "$1/.tutorial"
   ln -s "$root"/{mindrlhf,scripts,tools,run_dpo.py} "$1"
-  ln -s "$root/examples/dpo/$family"/*.py "$1/examples/dpo/$family" 2>/dev/null || true
-  cp "$root/examples/dpo/$family"/*.sh "$1/examples/dpo/$family"
-  cp "$root/examples/dpo/$family"/*.yaml "$1/examples/dpo/$family" 2>/dev/null || true
   cp -r "$root/model_configs" "$1"
+  find "$root/examples/dpo/$family" -maxdepth 1 -name '*.py' -exec ln -s -t "$1/examples/dpo/$family" {} +
+  find "$root/examples/dpo/$family" -maxdepth 1 '(' -name '*.sh' -o -name '*.yaml' ')' \
+    -exec cp -t "$1/examples/dpo/$family" {} +
 }
 
 # tiny_model YAML TINY FOLDER FLAGS: a random model in FOLDER; model_configs/YAML.yaml becomes that of model_configs/tiny.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -64,6 +65,8 @@ TOKENIZER_FILES = (
 )
 
 _SAMPLES = 64
+_AUTO_MAP = re.compile(rb'"(?:[\w./-]+--)?(\w+)\.\w+"')  # "modeling_x.XForCausalLM", and as it is on the hub
+_BESIDE = re.compile(rb"^\s*from \.(\w+) import", re.MULTILINE)
 
 
 def load_parameters(parameters: Mapping[str, Any], arrays: Arrays, source: object) -> None:
@@ -165,14 +168,21 @@ def _beside(source: Path, tokenizer_files: list[Path]) -> dict[str, Path]:
     """The files that belong beside the weights of `source`, by name."""
     names = CONFIG_FILES if tokenizer_files else CONFIG_FILES + TOKENIZER_FILES
     found = [source / name for name in names] + tokenizer_files
-    # Models that transformers has no class for bring their own, and their configs name it.
-    if any(_names_code(source / name) for name in ("config.json", "tokenizer_config.json")):
-        found += sorted(source.glob("*.py"))
+    found += _own_code(source)
     return {file.name: file for file in found if file.is_file()}
 
 
-def _names_code(config: Path) -> bool:
-    return config.is_file() and b'"auto_map"' in config.read_bytes()
+def _own_code(source: Path) -> list[Path]:
+    """The Python files that a model brings for which transformers has no class: those named in auto_map, and theirs."""
+    found: list[Path] = []
+    configs = (source / "config.json", source / "tokenizer_config.json")
+    modules = [name for config in configs if config.is_file() for name in _AUTO_MAP.findall(config.read_bytes())]
+    while modules:
+        file = source / f"{modules.pop().decode()}.py"
+        if file.is_file() and file not in found:
+            found.append(file)
+            modules += _BESIDE.findall(file.read_bytes())
+    return found
 
 
 def network_file(output_dir: PathLike, rank: int) -> Path:

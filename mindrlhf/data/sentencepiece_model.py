@@ -6,7 +6,7 @@ import struct
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any
 
 from mindrlhf.runtime.errors import UserError
 
@@ -62,7 +62,7 @@ def parse(data: bytes, file: Path) -> Model:
     """The model that `data` holds; `UserError` where it is no whole model, or of a kind that is not supported."""
     try:
         model = _read(data)
-    except (ValueError, KeyError, IndexError, TypeError, struct.error):
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, struct.error):
         raise UserError(f"{file} is neither a SentencePiece nor a tiktoken model, or only part of one") from None
     texts = {piece.text for piece in model.pieces}
     if len(texts) < len(model.pieces) or "" in texts or model.trainer["unk_piece"] not in texts:
@@ -76,7 +76,7 @@ def parse(data: bytes, file: Path) -> Model:
 
 
 def _read(data: bytes) -> Model:
-    # By hand: the several modules that declare this protobuf message, here and there, exclude one another in a process.
+    # By hand: where protobuf is imported before MindSpore, MindSpore cannot be imported any more.
     pieces, parts = [], {}
     for number, value in _fields(data):
         if number == _PIECES:
@@ -85,11 +85,18 @@ def _read(data: bytes) -> Model:
             pieces.append(Piece(piece[1].decode(), score, piece.get(3, _NORMAL)))
         else:
             parts[number] = value
-    trainer, normalizer = (dict(_fields(parts[number])) for number in (_TRAINER, _NORMALIZER))
-    told = {name: trainer.get(number, absent) for name, (number, absent) in _TRAINER_FIELDS.items()}
-    told["unk_piece"] = told["unk_piece"].decode()
-    spec = {name: normalizer.get(number, absent) for name, (number, absent) in _NORMALIZER_FIELDS.items()}
-    return Model(tuple(pieces), told, spec)
+    trainer = _named(parts[_TRAINER], _TRAINER_FIELDS)
+    trainer["unk_piece"] = trainer["unk_piece"].decode()
+    return Model(tuple(pieces), trainer, _named(parts[_NORMALIZER], _NORMALIZER_FIELDS))
+
+
+def _named(data: bytes, wanted: Mapping[str, tuple[int, Any]]) -> dict[str, Any]:
+    """The fields of a message that have names here; ValueError where one is of another type."""
+    found = dict(_fields(data))
+    values = {name: found.get(number, absent) for name, (number, absent) in wanted.items()}
+    if any(type(value) is not type(wanted[name][1]) for name, value in values.items()):
+        raise ValueError("of another type")
+    return values
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
@@ -98,7 +105,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
     while place < len(data):
         key, place = _varint(data, place)
         wire = key & 7
-        value: Union[int, bytes]
+        value: int | bytes
         if wire == 0:
             value, place = _varint(data, place)
         else:

@@ -14,8 +14,6 @@ import pytest
 from mindrlhf.data.records import PairRecords
 from mindrlhf.runtime.metrics import read_metrics
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = sorted(path for path in (ROOT / "examples" / "dpo").iterdir() if path.is_dir())
 
@@ -33,6 +31,7 @@ def run(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_the_tutorial_of_qwen2_runs_as_it_stands(tmp_path: Path) -> None:
     ended = run(ROOT / "examples/dpo/qwen2/tutorial.sh", "--tiny", cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr or ended.stdout

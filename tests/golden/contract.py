@@ -21,10 +21,18 @@ from mindrlhf.trainers.registry import build_preference_cell, loss_settings
 OPTIONS = BuildOptions(seq_length=LENGTH)
 CLOSE = 2e-5  # of the largest value
 VARIANTS = [(family, name) for family in families() for name in MODELS.get(family, {})]
+FIRST = [(family, next(iter(MODELS[family]))) for family in families() if MODELS.get(family)]
 # What compiles for long runs of the first variant of a family in the short tests, of the others in the slow ones.
 COMPILED = [
-    pytest.param((family, name), id=name, marks=[] if name == next(iter(MODELS[family])) else pytest.mark.slow)
-    for family, name in VARIANTS
+    pytest.param(variant, id=variant[1], marks=[] if variant in FIRST else pytest.mark.slow) for variant in VARIANTS
+]
+# Training with and without accumulation; of the further variants, those whose gradients meet otherwise. Experts are
+# balanced over a micro-batch, as in TRL, so that accumulation gives other figures there.
+TRAINED = [
+    pytest.param(variant, passes, id=f"{variant[1]}-{passes}")
+    for variant in VARIANTS
+    for passes in (1, 2)
+    if variant in FIRST or (passes == 1 and variant[1].endswith(("-tied", "-balanced")))
 ]
 EVERY_VARIANT = pytest.mark.parametrize("variant", VARIANTS, ids=[name for _, name in VARIANTS])
 

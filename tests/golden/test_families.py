@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from contract import CLOSE, COMPILED, Variant, batches, layouts, preference_cell, variant_of, worst
+from contract import CLOSE, COMPILED, TRAINED, Variant, batches, layouts, preference_cell, variant_of, worst
 from micro_models import HOW_TO, LENGTH, MODELS, PAIRS, TRAINING, WARMUP_STEPS, probes
 from mindspore import Tensor, nn, ops
 
@@ -88,10 +88,8 @@ def test_log_probs_loss_and_gradients(built: Built) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("passes", [1, 2])
+@pytest.mark.parametrize(("built", "passes"), TRAINED, indirect=["built"])
 def test_ten_steps_of_training(built: Built, passes: int) -> None:
-    if built.variant.balanced and passes > 1:
-        pytest.skip("experts are balanced over a micro-batch, as in TRL, so that these are other figures")
     cell = built.cell
     built.variant.load(cell)
     steps, rate = int(TRAINING["steps"]), TRAINING["learning_rate"]

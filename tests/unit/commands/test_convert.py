@@ -391,10 +391,13 @@ def test_code_that_a_model_brings_is_carried_along(tmp_path: Path) -> None:
     config = json.loads((source / "config.json").read_text())
     config["auto_map"] = {"AutoModelForCausalLM": "modeling_baichuan.BaichuanForCausalLM"}
     write_json(source / "config.json", config)
-    (source / "modeling_baichuan.py").write_text("raise SystemExit('never run')\n")
+    (source / "modeling_baichuan.py").write_text("from .quantizer import Quantizer\nraise SystemExit('never run')\n")
+    (source / "quantizer.py").write_text("raise SystemExit('never run')\n")
+    (source / "mine.py").write_text("")
     assert call("--input_path", source, "--output_path", tmp_path / "ms") == 0
     assert call("--input_path", tmp_path / "ms", "--output_path", tmp_path / "back", "--reversed", "True") == 0
     assert (tmp_path / "back" / "modeling_baichuan.py").read_bytes() == (source / "modeling_baichuan.py").read_bytes()
+    assert sorted(file.name for file in (tmp_path / "back").glob("*.py")) == ["modeling_baichuan.py", "quantizer.py"]
 
 
 # memory

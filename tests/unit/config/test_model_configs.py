@@ -57,6 +57,7 @@ def options(config: Config) -> BuildOptions:
         data_parallel=int(parallel.data_parallel),
         model_parallel=parallel.model_parallel,
         optimizer_shard=parallel.optimizer_shard,
+        expert_parallel=parallel.expert_parallel,
     )
 
 
@@ -109,6 +110,8 @@ def test_a_model_fits_its_devices(name: str) -> None:
     assert int(parallel.data_parallel) * parallel.model_parallel * parallel.pipeline_stage == devices
     for key in ("num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size"):
         assert shapes.get(key, shapes["num_attention_heads"]) % parallel.model_parallel == 0, key
+    assert shapes.get("num_experts", 1) % parallel.expert_parallel == 0
+    assert devices % parallel.expert_parallel == 0
     assert config.train.global_batch_pairs % int(parallel.data_parallel) == 0
 
 

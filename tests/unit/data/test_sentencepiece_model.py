@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 from model_files import RESERVED, sentencepiece_model, strings
-from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
+from sentencepiece import SentencePieceProcessor
 
+from mindrlhf.data.sentencepiece_model import parse
 from mindrlhf.data.tokenizers import ChatTokenizer, load_tokenizer
 from mindrlhf.runtime.errors import UserError
 
@@ -32,6 +33,14 @@ def saved(folder: Path, model: bytes, **config: Any) -> Path:
     if config:
         (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
     return folder / "tokenizer.model"
+
+
+def proto(model: bytes) -> Any:
+    """The model to be changed."""
+    import mindspore  # noqa: F401  (its protobuf modules fail where protobuf was imported before it)
+    from sentencepiece import sentencepiece_model_pb2
+
+    return sentencepiece_model_pb2.ModelProto.FromString(model)
 
 
 def ids(tokenizer: ChatTokenizer, text: str) -> list[int]:
@@ -57,7 +66,7 @@ def test_names_of_pieces_stay_text(tmp_path: Path) -> None:
     """Even where the pieces of a name could be put together to it."""
     text = "<s></s><unk><0x0A>"
     more = ("s>", "/s>", "</", "un", "unk", "unk>", "<0", "<0x", "A>", "0A>", *"<>/unksx0A")
-    model = sentencepiece_model_pb2.ModelProto.FromString(sentencepiece_model())
+    model = proto(sentencepiece_model())
     for score, piece in enumerate(more):
         if piece not in {known.piece for known in model.pieces}:
             model.pieces.add(piece=piece, score=-score)
@@ -68,23 +77,23 @@ def test_names_of_pieces_stay_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("legacy", [None, True, False])
-def test_a_conversation_is_encoded_as_transformers_does(tmp_path: Path, legacy: bool | None) -> None:
-    """`legacy` false: a blank goes before the text, else before what follows each special token too."""
-    from transformers import LlamaTokenizer
-
-    template = "{{ bos_token }}{% for m in messages %}[INST] {{ m.content }} [/INST]{{ eos_token }}{% endfor %}"
+def test_where_a_blank_goes_before_a_text(tmp_path: Path, legacy: bool | None) -> None:
+    """At the beginning; unless `legacy` is false, behind each special token too, as in transformers."""
+    template = "{{ bos_token }}{% for m in messages %}{{ m.content + eos_token }}{% endfor %}"
     roles = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "chat_template": template}
     file = saved(tmp_path, sentencepiece_model(), tokenizer_class="LlamaTokenizer", legacy=legacy, **roles)
-    tokenizer, theirs = load_tokenizer(tmp_path), LlamaTokenizer.from_pretrained(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
     assert tokenizer.tokenizer_hash == load_tokenizer(file).tokenizer_hash
-    compared = 0
+    without = proto(sentencepiece_model())
+    without.normalizer_spec.add_dummy_prefix = False
+    first = SentencePieceProcessor(model_proto=sentencepiece_model())
+    inner = SentencePieceProcessor(model_proto=without.SerializeToString()) if legacy is False else first
+    bos, eos = 1, 2
     for text in strings():
-        if not any(name in text for name in ("<s>", "</s>", "<unk>")):
-            compared += 1
-            messages = [{"role": "user", "content": text}] * 2
-            assert tokenizer.encode_messages(messages, False) == theirs.apply_chat_template(messages), repr(text)
-            assert tokenizer.encode_text(text) == theirs(text).input_ids, repr(text)
-    assert compared > 900
+        part = inner.encode(text)
+        messages = [{"role": "user", "content": text}] * 2
+        assert tokenizer.encode_messages(messages, False) == [bos, *part, eos, *part, eos], repr(text)
+        assert tokenizer.encode_text(text) == [bos, *first.encode(text)], repr(text)
 
 
 @pytest.mark.parametrize(
@@ -106,10 +115,31 @@ def test_part_of_a_model_is_refused(tmp_path: Path) -> None:
     for length in [*range(1, len(model), 211), *range(len(model) - 40, len(model))]:
         with pytest.raises(UserError, match=r"tokenizer\.model "):
             load_tokenizer(saved(tmp_path, model[:length]))
-    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
-    proto.pieces[300].piece = proto.pieces[301].piece
-    with pytest.raises(UserError, match="holds a piece that is broken, empty or there twice"):
-        load_tokenizer(saved(tmp_path, proto.SerializeToString()))
+    twice = proto(model)
+    twice.pieces[300].piece = twice.pieces[301].piece
+    with pytest.raises(UserError, match="holds an empty piece, one twice"):
+        load_tokenizer(saved(tmp_path, twice.SerializeToString()))
     broken = model.replace("的".encode(), "的".encode()[:2] + b"x")
-    with pytest.raises(UserError, match="holds a piece that is broken|is neither a SentencePiece"):
+    with pytest.raises(UserError, match="is neither a SentencePiece nor a tiktoken"):
         load_tokenizer(saved(tmp_path, broken))
+
+
+def test_a_model_is_read_as_protobuf_reads_it(tmp_path: Path) -> None:
+    for settings in SETTINGS.values():
+        data = sentencepiece_model(**settings)
+        model, theirs = parse(data, tmp_path), proto(data)
+        assert [(piece.text, piece.score, piece.kind) for piece in model.pieces] == [
+            (piece.piece, piece.score, piece.type) for piece in theirs.pieces
+        ]
+        trainer, normalizer = theirs.trainer_spec, theirs.normalizer_spec
+        assert model.trainer == {
+            **{"model_type": trainer.model_type, "byte_fallback": trainer.byte_fallback, "unk": trainer.unk_id},
+            **{"bos": trainer.bos_id, "eos": trainer.eos_id, "pad": trainer.pad_id, "unk_piece": trainer.unk_piece},
+            "treat_whitespace_as_suffix": trainer.treat_whitespace_as_suffix,
+        }
+        assert model.normalizer == {
+            "charsmap": normalizer.precompiled_charsmap,
+            **{key: getattr(normalizer, key) for key in ("add_dummy_prefix", "remove_extra_whitespaces")},
+            "escape_whitespaces": normalizer.escape_whitespaces,
+        }
+        assert model.trainer["pad"] == -1
