@@ -151,6 +151,7 @@ MODELS: dict[str, dict[str, dict[str, Any]]] = {
     "qwen3": {
         "qwen3": QWEN3,
         "qwen3-tied": {**QWEN3, "tie_word_embeddings": True},
+        "qwen3-yarn": {**QWEN3, "rope_scaling": {"rope_type": "yarn", **YARN_ROPE}},
     },
     "qwen3_moe": {
         "qwen3_moe": QWEN3_MOE,

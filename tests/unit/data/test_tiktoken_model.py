@@ -10,9 +10,14 @@ import pytest
 import tiktoken
 from model_files import GLM, ranks, strings
 
-from mindrlhf.data.tiktoken_model import SPECIALS, WORDS, byte_letters
+from mindrlhf.data.tiktoken_model import SPECIALS, byte_letters
 from mindrlhf.data.tokenizers import load_tokenizer
 from mindrlhf.runtime.errors import UserError
+
+PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 def saved(folder: Path, data: bytes) -> Path:
@@ -23,7 +28,7 @@ def saved(folder: Path, data: bytes) -> Path:
 def reference(data: bytes) -> tiktoken.Encoding:
     lines = [line.split() for line in data.splitlines()]
     tokens = {base64.b64decode(token): int(rank) for token, rank in lines}
-    return tiktoken.Encoding("glm4", pat_str=WORDS, mergeable_ranks=tokens, special_tokens={})
+    return tiktoken.Encoding("glm4", pat_str=PATTERN, mergeable_ranks=tokens, special_tokens={})
 
 
 def shuffled() -> bytes:
