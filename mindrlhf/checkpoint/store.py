@@ -12,6 +12,7 @@ from typing import Any, Callable
 
 import numpy as np
 
+from mindrlhf.checkpoint.beside import carry_files, refuse_other_files
 from mindrlhf.checkpoint.find import (
     NETWORK,
     SUFFIXES,
@@ -51,18 +52,6 @@ __all__ = [
 ]
 
 Arrays = Mapping[str, np.ndarray]
-
-CONFIG_FILES = ("config.json", "generation_config.json")
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "tokenizer.model",
-)
 
 _SAMPLES = 64
 _AUTO_MAP = re.compile(rb'"(?:[\w./-]+--)?(\w+)\.\w+"')  # "modeling_x.XForCausalLM", and as it is on the hub
@@ -133,56 +122,6 @@ def _sample(array: np.ndarray) -> tuple[tuple[int, ...], bytes]:
     bits = array.flat[places].astype(np.float32).view(np.uint32)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     return array.shape, rounded.astype("<u2").tobytes()
-
-
-def carry_files(
-    source: PathLike, target: PathLike, tokenizer_files: Iterable[PathLike] = (), *, clear: bool = True
-) -> list[str]:
-    """Copy config.json, generation_config.json and the tokenizer's files beside weights; return the names copied.
-
-    tokenizer_files: those of the run's tokenizer where it is not the one in `source`. The Python files that a config
-    names are copied too, and run by nothing here. clear: of these names, but for Python files, `target` then holds no
-    other file: one that an earlier run left is removed.
-    """
-    files = _beside(Path(source), [Path(file) for file in tokenizer_files])
-    for name, file in files.items():
-        place = Path(target) / name
-        if not place.exists() or not file.samefile(place):
-            with replacing(place) as temporary:
-                shutil.copyfile(file, temporary)
-    for name in CONFIG_FILES + TOKENIZER_FILES if clear else ():
-        if name not in files:
-            (Path(target) / name).unlink(missing_ok=True)
-    return sorted(files)
-
-
-def refuse_other_files(source: PathLike, target: PathLike) -> None:
-    """Raise `UserError` where files that `carry_files` would copy stand in `target` with another content."""
-    for name, file in _beside(Path(source), []).items():
-        place = Path(target) / name
-        if place.exists() and not file.samefile(place) and file.read_bytes() != place.read_bytes():
-            raise UserError(f"{place} is not that of {source}, which has to lie there; give a folder of its own")
-
-
-def _beside(source: Path, tokenizer_files: list[Path]) -> dict[str, Path]:
-    """The files that belong beside the weights of `source`, by name."""
-    names = CONFIG_FILES if tokenizer_files else CONFIG_FILES + TOKENIZER_FILES
-    found = [source / name for name in names] + tokenizer_files
-    found += _own_code(source)
-    return {file.name: file for file in found if file.is_file()}
-
-
-def _own_code(source: Path) -> list[Path]:
-    """The Python files that a model brings for which transformers has no class: those named in auto_map, and theirs."""
-    found: list[Path] = []
-    configs = (source / "config.json", source / "tokenizer_config.json")
-    modules = [name for config in configs if config.is_file() for name in _AUTO_MAP.findall(config.read_bytes())]
-    while modules:
-        file = source / f"{modules.pop().decode()}.py"
-        if file.is_file() and file not in found:
-            found.append(file)
-            modules += _BESIDE.findall(file.read_bytes())
-    return found
 
 
 def network_file(output_dir: PathLike, rank: int) -> Path:

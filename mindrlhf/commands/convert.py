@@ -209,8 +209,7 @@ def _mindformers(path: Path, specs: Mapping[str, Spec], beside: Path, _: Mapping
         store.refuse_other_files(beside, folder)
     elif folder.is_dir() and any(rank > 0 for rank in store.rank_folders(folder)):
         raise UserError(f"{folder} holds the ranks of a run; give another destination")
-    if in_network:
-        store.sweep(path.parent)
+    _sweep(path.parent, path.name)
     with replacing(path) as temporary:
         writer = CkptWriter(temporary) if path.suffix == ".ckpt" else SafetensorsWriter(temporary, specs)
         complete = False
@@ -233,6 +232,7 @@ def _hugging_face(
     from mindrlhf.runtime.files import write_json
 
     refuse_other_weights(folder)
+    _sweep(folder, "model*.safetensors")
     sizes: dict[str, int] = {}
     for spec in specs.values():
         sizes[spec.dtype] = sizes.get(spec.dtype, 0) + spec.nbytes
@@ -247,6 +247,12 @@ def _hugging_face(
 
     with hugging_face_folder(folder, specs) as put:
         yield put, carry
+
+
+def _sweep(folder: Path, name: str) -> None:
+    """Remove the temporary files that a killed conversion to the same place left."""
+    for leftover in folder.glob(f".{name}.*.tmp"):
+        leftover.unlink()
 
 
 def _require_room(path: Path, size: int) -> None:

@@ -94,7 +94,7 @@ def build_options(config: Config, device: Device, seq_length: int) -> BuildOptio
         micro_batch_num=config.parallel.micro_batch_num,
         optimizer_shard=layout.optimizer_shard,
         vocab_emb_dp=config.parallel.vocab_emb_dp,
-        expert_parallel=config.parallel.expert_parallel,
+        expert_parallel=config.parallel.expert_parallel if layout.semi_auto else 1,
         aux_loss_coef=config.model.aux_loss_coef,
     )
 

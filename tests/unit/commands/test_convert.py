@@ -318,6 +318,27 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, capsys: Any, monkeypa
     assert not (tmp_path / "new").exists()
 
 
+def test_what_a_killed_conversion_left_is_removed(tmp_path: Path) -> None:
+    source = hf_folder(tmp_path / "hf")
+    (tmp_path / "out" / "back").mkdir(parents=True)
+    mine = tmp_path / "out" / ".ms.ckpt.0f0f0f0f.tmp"
+    other = tmp_path / "out" / ".other.ckpt.0f0f0f0f.tmp"
+    shard = tmp_path / "out" / "back" / ".model-00001-of-00002.safetensors.0f0f0f0f.tmp"
+    for file in (mine, other, shard):
+        file.write_bytes(b"half")
+    assert call("--input_path", source, "--output_path", tmp_path / "out" / "ms.ckpt") == 0
+    back = ("--output_path", tmp_path / "out" / "back", "--reversed", "True")
+    assert call("--input_path", tmp_path / "out" / "ms.ckpt", *back) == 0
+    assert [file.exists() for file in (mine, other, shard)] == [False, True, False]
+
+
+def test_quantised_weights_are_refused_by_name(tmp_path: Path, capsys: Any) -> None:
+    source = hf_folder(tmp_path / "hf")
+    write_json(source / "config.json", {**config_of("qwen2"), "quantization_config": {"quant_method": "awq"}})
+    said = refused(capsys, "--input_path", source, "--output_path", tmp_path / "o")
+    assert "quantised weights are not supported" in said
+
+
 def test_a_disk_that_is_too_small_is_said_before_the_work(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     source = hf_folder(tmp_path / "hf")
     monkeypatch.setattr(command.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
@@ -391,13 +412,18 @@ def test_code_that_a_model_brings_is_carried_along(tmp_path: Path) -> None:
     config = json.loads((source / "config.json").read_text())
     config["auto_map"] = {"AutoModelForCausalLM": "modeling_baichuan.BaichuanForCausalLM"}
     write_json(source / "config.json", config)
-    (source / "modeling_baichuan.py").write_text("from .quantizer import Quantizer\nraise SystemExit('never run')\n")
-    (source / "quantizer.py").write_text("raise SystemExit('never run')\n")
-    (source / "mine.py").write_text("")
+    tokenizer = {"auto_map": {"AutoTokenizer": ["tokenization_baichuan.BaichuanTokenizer", None, "../run_dpo.main"]}}
+    write_json(source / "tokenizer_config.json", tokenizer)
+    code = {
+        "modeling_baichuan.py": "from .configuration_baichuan import BaichuanConfig\nraise SystemExit('never run')\n",
+        "configuration_baichuan.py": "from .modeling_baichuan import x\n",
+        "tokenization_baichuan.py": "import run_dpo\n",
+    }
+    for name, text in {**code, "run_dpo.py": "from .tokenization_baichuan import y\n"}.items():
+        (source / name).write_text(text)
     assert call("--input_path", source, "--output_path", tmp_path / "ms") == 0
     assert call("--input_path", tmp_path / "ms", "--output_path", tmp_path / "back", "--reversed", "True") == 0
-    assert (tmp_path / "back" / "modeling_baichuan.py").read_bytes() == (source / "modeling_baichuan.py").read_bytes()
-    assert sorted(file.name for file in (tmp_path / "back").glob("*.py")) == ["modeling_baichuan.py", "quantizer.py"]
+    assert {file.name: file.read_text() for file in (tmp_path / "back").glob("*.py")} == code
 
 
 # memory

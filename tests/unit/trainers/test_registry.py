@@ -20,22 +20,23 @@ from mindrlhf.trainers.registry import (
     register_all,
 )
 
-OURS = {"Qwen2DPO": "qwen2", "LlamaDPO": "llama"}
-HISTORICAL = {"Qwen7BDPO": "qwen2", "Qwen2_5_7BDPO": "qwen2"}
-SHAPES = {
-    "vocab_size": 32,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
+OURS = {
+    "Baichuan2DPO": "baichuan2",
+    "Glm4DPO": "glm4",
+    "LlamaDPO": "llama",
+    "Qwen2DPO": "qwen2",
+    "Qwen3DPO": "qwen3",
+    "Qwen3MoeDPO": "qwen3_moe",
 }
+# Earlier yaml files had Glm4DPO too.
+HISTORICAL = {"Qwen7BDPO": "qwen2", "Qwen2_5_7BDPO": "qwen2", "Glm4DPO": "glm4", "Baichuan13BDPO": "baichuan2"}
 # Summed log-probs of two pairs, those of the reference, and tokens; x_c - x_r is 4 and -6, per token 0.75 and -2.
 PAIR_VECTORS = [[[-8, -20], [-9, -5]], [[-9, -17], [-7, -9]], [[4, 6], [2, 4]], [[0, 0], [0, 0]]]
 LOGPS, REFERENCE, COUNTS, SQUARES = (np.array(rows, np.float32) for rows in PAIR_VECTORS)
 
 
 def model_config(family: str) -> dict[str, Any]:
-    return get_family(family).from_hf_config(SHAPES, BuildOptions(seq_length=16))
+    return get_family(family).from_hf_config(get_family(family).tiny_config(32, 64, 1), BuildOptions(seq_length=16))
 
 
 def network(arch: str, **more: Any) -> Any:
@@ -59,7 +60,7 @@ def test_every_family_has_a_name() -> None:
     assert {arch_name(family): name for name, family in families().items()} == OURS
 
 
-@pytest.mark.parametrize(("arch", "family"), [*OURS.items(), *HISTORICAL.items()])
+@pytest.mark.parametrize(("arch", "family"), sorted({**OURS, **HISTORICAL}.items()))
 def test_build_network(arch: str, family: str, cpu: object) -> None:
     cell = network(arch)
     assert isinstance(cell, PreferenceCell)
