@@ -38,7 +38,7 @@ ONLY_IN = {
     "mindformers": ("models/",),
     "mindformers.core.optim": ("trainers/",),
     "mindformers.models.build_model": ("trainers/",),
-    "mindformers.tools.register": ("trainers/",),
+    "mindformers.tools.register": ("trainers/", "models/mcore_config.py"),
     "mindspore.mindrecord": ("data/records.py",),
     "mindspore.load_checkpoint": ("checkpoint/",),
     "mindspore.save_checkpoint": ("checkpoint/",),

@@ -20,10 +20,12 @@ from mindrlhf.checkpoint.store import read_weights, save_weights
 from mindrlhf.checkpoint.tensor_file import spec_of
 from mindrlhf.commands import convert as command
 from mindrlhf.commands.conversion import rounded
+from mindrlhf.config.schema import Config, Model
 from mindrlhf.models import families, get_family
 from mindrlhf.runtime import files
 from mindrlhf.runtime.errors import run
 from mindrlhf.runtime.files import write_json
+from mindrlhf.trainers.policy import find_source
 
 ROOT = Path(__file__).resolve().parents[3]
 BFLOAT16 = mindspore.Tensor(np.zeros(1, np.float32), mindspore.bfloat16).asnumpy().dtype
@@ -118,6 +120,19 @@ def test_the_tensors_are_those_of_the_whole_mapping(tmp_path: Path, name: str) -
     assert bits(read_weights(find_weights(tmp_path / "out"))) == bits(
         {key: np.ascontiguousarray(array) for key, array in expected.items()}
     )
+
+
+@pytest.mark.parametrize("name", sorted(families()))
+def test_load_checkpoint_takes_what_was_written_and_what_it_was_written_from(tmp_path: Path, name: str) -> None:
+    source = hf_folder(tmp_path / "hf", name)
+    found = []
+    for place in ("hf", "one/ms.ckpt", "two/ms.safetensors", "three", "three/checkpoint_network"):
+        if place in ("one/ms.ckpt", "two/ms.safetensors", "three"):
+            assert call("--input_path", source, "--output_path", tmp_path / place) == 0
+        weights = find_source(Config(model=Model(load_checkpoint=str(tmp_path / place))))
+        assert weights.family.name == name
+        found.append(bits({key: np.ascontiguousarray(array) for key, array in weights.read().items()}))
+    assert found[1:] == found[:-1]
 
 
 @pytest.mark.parametrize("output", ["ms.ckpt", "ms.safetensors", "folder"])
@@ -435,7 +450,11 @@ import mindspore
 from mindrlhf.commands import conversion, convert
 from mindrlhf.checkpoint import ckpt_file, hf_folder, store
 from mindrlhf.trainers import policy
+from mindrlhf.models import BuildOptions, family_of
 import tqdm
+
+config = json.loads(Path("hf/config.json").read_text())
+family_of(config, "hf").from_hf_config(config, BuildOptions(seq_length=1))  # which imports MindFormers for some
 
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
