@@ -286,3 +286,16 @@ class ScoreSequences(nn.Cell):
         if self.squares:
             squares = self.sum_sequences(token_squares, sequence_index)
         return logps, shared, counts, logits, squares, balance
+
+
+class WholeLogps(nn.Cell):
+    """The first two of `ScoreSequences`, (U,2K) float32 each, whole on every worker: what a frozen model is asked."""
+
+    def __init__(self, score: ScoreSequences) -> None:
+        super().__init__(auto_prefix=False)
+        self.score = score
+        self.whole = ops.Identity().shard(((1, 1),))
+
+    def construct(self, input_ids, position_ids, segment_ids, predict_from, targets, sequence_index, in_shared):
+        found = self.score(input_ids, position_ids, segment_ids, predict_from, targets, sequence_index, in_shared)
+        return self.whole(found[0]), self.whole(found[1])

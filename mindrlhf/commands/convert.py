@@ -168,8 +168,10 @@ def _place(output: Path, reverse: bool) -> Path:
     """The file of a checkpoint, or the folder of Hugging Face's form."""
     from mindrlhf.checkpoint.store import network_file
 
-    if output.suffix in FOREIGN or (reverse and output.suffix in FORMATS):
+    if reverse and output.suffix in FORMATS + FOREIGN:
         raise UserError(f"{output} would be a file, and Hugging Face's form is a folder of safetensors; name a folder")
+    if output.suffix in FOREIGN:
+        raise UserError(f"{output} ends as PyTorch's files do; end it in .ckpt or .safetensors, or name a folder")
     return output if reverse or output.suffix in FORMATS else network_file(output, 0)
 
 

@@ -88,7 +88,8 @@ def predict(config: Config, words: Sequence[str] | None, output: str | None) -> 
             f"the longest question has {max(map(len, prompts))} tokens, and with generation.max_new_tokens "
             f"{settings.max_new_tokens} passes the model's {limit} positions; shorten one of them"
         )
-    model_config = source.family.from_hf_config(source.hf_config, build_options(config, device, length))
+    options = build_options(config, device, length, frozen=True)
+    model_config = source.family.from_hf_config(source.hf_config, options)
     require_known_token(max(map(max, prompts)), model_config["vocab_size"], "a question")
     stop_ids = stop_tokens(source, tokenizer)
     model = source.family.build(model_config)

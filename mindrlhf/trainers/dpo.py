@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable
+from typing import Any, Callable
 
 import numpy as np
 from mindspore import Tensor
@@ -27,9 +27,6 @@ from mindrlhf.trainers.optimizer import build_optimizer, learning_rates, optimiz
 from mindrlhf.trainers.policy import build_options, find_source, load_weights
 from mindrlhf.trainers.reference import PREFIX, OnlineReference
 from mindrlhf.trainers.registry import LossSettings, build_preference_cell, loss_settings
-
-if TYPE_CHECKING:
-    from mindrlhf.models import BuildOptions
 
 # Bounds (relative, absolute) of |logp - ref| before the first update, where policy and reference are the same weights.
 FIRST_STEP = {"float32": (1e-5, 1e-3), "float16": (2e-2, 1e-3), "bfloat16": (2e-2, 1e-3)}
@@ -66,7 +63,7 @@ class DPOTrainer:
         layout = config.data.layout
         self.cell = build_preference_cell(family, model_config, self.loss, device.explicit_reduction, layout)
         fingerprint = load_weights(self.source, self.cell)
-        self.reference = self._online_reference(options, model_config["vocab_size"])
+        self.reference = self._online_reference(model_config["vocab_size"])
         if self.reference:
             self.checks_first_step = self.reference.fingerprint == fingerprint
         else:
@@ -77,22 +74,19 @@ class DPOTrainer:
         if train is not None:
             self._prepare_training(train)
 
-    def _online_reference(self, options: BuildOptions, vocabulary: int) -> OnlineReference | None:
+    def _online_reference(self, vocabulary: int) -> OnlineReference | None:
         """The frozen copy, where rlhf.reference asks for one."""
         rlhf = self.config.rlhf
         if self.loss.reference != "online":
             return None
-        if not self.device.explicit_reduction:
-            raise UserError(
-                "rlhf.reference=online is not supported with model_parallel or optimizer_shard yet; use the record's, "
-                "which preprocessing computes with a whole model on each device"
-            )
         if self.config.run_mode == "eval" and not rlhf.reference_checkpoint:
             raise UserError(
                 "rlhf.reference is online, and an evaluation loads the trained weights alone; name those that training "
                 "started from with rlhf.reference_checkpoint"
             )
         source = find_source(self.config, rlhf.reference_checkpoint)
+        # A reference that takes part in the policy's updates is kept as exact as the policy.
+        options = build_options(self.config, self.device, self.shape.length, frozen=not rlhf.sync_ref_model)
         model_config = source.family.from_hf_config(source.hf_config, options)
         if model_config["vocab_size"] != vocabulary:
             raise UserError(

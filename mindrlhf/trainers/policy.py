@@ -75,8 +75,10 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return dict(found)
 
 
-def build_options(config: Config, device: Device, seq_length: int) -> BuildOptions:
-    """What this run and this device add to the model's shapes; parameters are float32, the masters of 16 bits.
+def build_options(config: Config, device: Device, seq_length: int, frozen: bool = False) -> BuildOptions:
+    """What this run and this device add to the model's shapes.
+
+    Parameters are float32, the masters of 16 bits; those of a `frozen` model have the type it computes in.
 
     The layout is the device's: where every worker has a whole model, that of the yaml does not count, and the model
     knows of no other worker.
@@ -85,7 +87,7 @@ def build_options(config: Config, device: Device, seq_length: int) -> BuildOptio
     return BuildOptions(
         seq_length=seq_length,
         compute_dtype=device.compute_dtype(config.model.dtype),
-        param_dtype="float32",
+        param_dtype=device.compute_dtype(config.model.dtype) if frozen else "float32",
         fused=device.flash_attention,
         # Workers that only share gradients have a model each, of whose rows none lie elsewhere.
         data_parallel=device.data_parallel if layout.semi_auto else 1,

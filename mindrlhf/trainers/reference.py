@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from mindrlhf.cells.scoring import ScoreSequences
+from mindrlhf.cells.scoring import WholeLogps
 from mindrlhf.checkpoint import store
 from mindrlhf.config.schema import Config
 from mindrlhf.data.records import Pair
@@ -37,9 +37,9 @@ class ReferenceScorer:
     def __init__(self, config: Config, device: Device, source: Source, seq_len: int) -> None:
         longest = row_length(seq_len)
         self.lengths = row_lengths(longest)
-        self.cells: dict[int, ScoreSequences] = {}
+        self.cells: dict[int, WholeLogps] = {}
         self.family = source.family
-        options = build_options(config, device, longest)
+        options = build_options(config, device, longest, frozen=True)
         self.config = attributes(source.family.from_hf_config(source.hf_config, options))
         self.model = source.family.build(self.config)
         self.model.set_train(False)
@@ -77,10 +77,10 @@ class ReferenceScorer:
         rows = padded([*batch, *[None] * (PAIRS_PER_BATCH - len(batch))], length, length, 1, 1)
         return _scores(self._cell(length), rows)
 
-    def _cell(self, length: int) -> ScoreSequences:
+    def _cell(self, length: int) -> WholeLogps:
         if length not in self.cells:
             cell = sequence_scorer(self.family, self.model, self.config, seq_length=length, shared=True)
-            self.cells[length] = cell.set_train(False)
+            self.cells[length] = WholeLogps(cell).set_train(False)
         return self.cells[length]
 
 
@@ -90,11 +90,11 @@ class OnlineReference:
     def __init__(
         self, source: Source, model_config: dict[str, Any], *, layout: str, explicit_reduction: bool, shared: bool
     ) -> None:
-        """`model_config`: MindFormers' of the policy, so that both lie on the workers alike; `shared`: see LD-DPO."""
+        """`model_config`: MindFormers', laid out as the policy's; `shared`: see LD-DPO."""
         config = attributes(model_config)
         self.model = source.family.build(config)
         self.fingerprint = load_weights(source, self.model)
-        self.cell = sequence_scorer(
+        score = sequence_scorer(
             source.family,
             self.model,
             config,
@@ -102,7 +102,8 @@ class OnlineReference:
             layout=layout,
             explicit_reduction=explicit_reduction,
             shared=shared,
-        ).set_train(False)
+        )
+        self.cell = WholeLogps(score).set_train(False)
         self.parameters: dict[str, Parameter] = {}
         for parameter in self.model.get_parameters():
             self.parameters[parameter.name] = parameter
@@ -153,7 +154,7 @@ def _length(pair: Pair) -> int:
     return len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))
 
 
-def _scores(cell: ScoreSequences, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+def _scores(cell: WholeLogps, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
     """(U,2K) float32 log-probs, and those of the shared length."""
-    logps, shared, *_ = cell(*(Tensor(getattr(rows, field)) for field in SCORED))
+    logps, shared = cell(*(Tensor(getattr(rows, field)) for field in SCORED))
     return logps.asnumpy(), shared.asnumpy()

@@ -16,16 +16,12 @@ def test_joined_sums_are_the_sum_of_the_whole() -> None:
 
 
 def test_parts_beyond_four_gigabytes() -> None:
-    # 2^33 zero bytes, summed by doubling; each doubling is checked by the case above for short parts.
-    crc, length = zlib.crc32(bytes(1 << 20)), 1 << 20
-    while length < 1 << 33:
-        crc, length = join_crc(crc, crc, length), 2 * length
-    halves = join_crc(zlib.crc32(bytes(1 << 10)), zlib.crc32(bytes((1 << 20) - (1 << 10))), (1 << 20) - (1 << 10))
-    quarter, size = halves, 1 << 20
-    total, end = quarter, size
-    while end < 1 << 23:
-        total, end = join_crc(total, quarter, size), end + size
-    eighth = total
-    for _ in range(10):
-        eighth, end = join_crc(eighth, eighth, end), 2 * end
-    assert (end, eighth) == (length, crc)
+    # zeros[k] is the sum of 2^k zero bytes; 1 + 1 + 2 + 4 + ... + 2^32 of them are 2^33.
+    zeros = [zlib.crc32(bytes(1))]
+    for k in range(33):
+        zeros.append(join_crc(zeros[k], zeros[k], 1 << k))
+    assert zeros[20] == zlib.crc32(bytes(1 << 20))
+    crc, length = zeros[0], 1
+    for k in range(33):
+        crc, length = join_crc(zeros[k], crc, length), length + (1 << k)
+    assert (length, crc) == (1 << 33, zeros[33])

@@ -383,6 +383,7 @@ def test_wrong_words(tmp_path: Path, capsys: Any) -> None:
             "--output_path",
             "x.ckpt",
         ),
+        "end it in .ckpt or .safetensors": ("--input_path", source, "--output_path", tmp_path / "x.bin"),
         "there is no checkpoint": ("--input_path", tmp_path / "absent", *output),
         "would replace its source": ("--input_path", source, "--output_path", source, "--reversed", "True"),
     }.items():
