@@ -51,6 +51,11 @@ class DPOTrainer:
                 "train.micro_batch_pairs: a step of several passes is not supported with model_parallel or "
                 f"optimizer_shard; use {self.micro * self.passes}, or a smaller train.global_batch_pairs"
             )
+        if config.parallel.expert_parallel > 1 and device.explicit_reduction:
+            raise UserError(
+                f"parallel.expert_parallel is {config.parallel.expert_parallel}, and here every worker has a whole "
+                f"model; set parallel.optimizer_shard=true or model_parallel, or leave it out"
+            )
         self.source = find_source(config)
         self.tokenizer = provenance.find_tokenizer(config, self.source.weights.folder, opened[0])
         options = build_options(config, device, self.shape.length)

@@ -21,8 +21,13 @@ from mindrlhf.runtime.logging import log
 # Names under which earlier yaml files knew a family; their beta belonged to the length-normalised loss.
 HISTORICAL = {"Qwen7BDPO": "qwen2", "Qwen2_5_7BDPO": "qwen2", "Glm4DPO": "glm4", "Baichuan13BDPO": "baichuan2"}
 HISTORICAL_LOSS, HISTORICAL_BETA = "sigmoid_norm", 1.0
-# MindFormers builds several families on this class; config.json tells which one it is.
-BACKBONES = {"LlamaForCausalLM": "auto"}
+# MindFormers' own classes; of several families on one class config.json tells which it is.
+BACKBONES = {
+    "LlamaForCausalLM": "auto",
+    "ChatGLM2ForConditionalGeneration": "glm4",
+    "Qwen3ForCausalLM": "qwen3",
+    "Qwen3MoeForCausalLM": "qwen3_moe",
+}
 
 
 # Names of `rlhf` that are parameters of losses, and those that act on every loss built on log-ratios.

@@ -104,6 +104,7 @@ def test_our_own_build(name: str, cpu: object) -> None:
 
 def test_other_names_of_a_family() -> None:
     assert family_of_arch("LlamaForCausalLM") == "auto"  # several families; config.json tells
+    assert family_of_arch("ChatGLM2ForConditionalGeneration") == "glm4"
     assert family_of_arch("qwen2") == "qwen2"
 
 
