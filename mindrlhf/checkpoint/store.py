@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import shutil
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -54,8 +53,6 @@ __all__ = [
 Arrays = Mapping[str, np.ndarray]
 
 _SAMPLES = 64
-_AUTO_MAP = re.compile(rb'"(?:[\w./-]+--)?(\w+)\.\w+"')  # "modeling_x.XForCausalLM", and as it is on the hub
-_BESIDE = re.compile(rb"^\s*from \.(\w+) import", re.MULTILINE)
 
 
 def load_parameters(parameters: Mapping[str, Any], arrays: Arrays, source: object) -> None:

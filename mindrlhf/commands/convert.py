@@ -146,6 +146,10 @@ def convert(
     family = _family(model, hf_config, config_file)
     family.from_hf_config(hf_config, BuildOptions(seq_length=1))
     path = _place(output, reverse)
+    if output.is_dir() and output.samefile(weights.folder):
+        raise UserError(
+            f"{output} holds the source, which what is written there would shadow; give another destination"
+        )
     for file in weights.files:
         if path in (file, file.parent) or (path.exists() and (path.samefile(file) or path.samefile(file.parent))):
             raise UserError(f"{output} would replace its source {weights}; give another destination")
@@ -177,7 +181,7 @@ def _place(output: Path, reverse: bool) -> Path:
 
 def _family(model: str | None, hf_config: Mapping[str, Any], config_file: Path) -> ModelFamily:
     """The family of config.json, else the one of --model; UserError where they differ."""
-    from mindrlhf.models import families, family_of
+    from mindrlhf.models import chosen_family, families, family_of
 
     known = families()
     if model is None:
@@ -187,11 +191,7 @@ def _family(model: str | None, hf_config: Mapping[str, Any], config_file: Path) 
         near = difflib.get_close_matches(name, [*known, *MODELS], n=1)
         meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}"
         raise UserError(f"--model is {model!r}; {meant}")
-    if hf_config.get("architectures"):
-        found = family_of(hf_config, str(config_file))
-        if found.name != name:
-            raise UserError(f"--model {model} is the family {name}, and {config_file} is one of {found.name}")
-    return known[name]
+    return chosen_family(name, hf_config, str(config_file), f"--model {model}")
 
 
 Target = tuple["Put", Callable[[], list[str]]]

@@ -55,6 +55,7 @@ class ModelFamily(ABC):
     config_keys: ClassVar[frozenset[str]]  # of config.json, that mean something here
     lora_targets: ClassVar[tuple[str, ...]] = ()  # leaf cells of MindFormers' model: every linear layer but the head
     template: ClassVar[str] = "chatml"  # the built-in chat template of its published models
+    routed: ClassVar[bool] = False  # whether tokens are routed to experts
     tokenizer_kind: ClassVar[str] = "bpe"  # or sentencepiece, tiktoken: what its published tokenizer is
     tiny_variants: ClassVar[Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]]] = {}  # of tiny_config, by name
 
@@ -117,8 +118,11 @@ class ModelFamily(ABC):
 
 
 def is_tied(hf_config: Mapping[str, Any]) -> bool:
-    """Whether the head is the embedding."""
-    return bool(hf_config.get("tie_word_embeddings", False))
+    """Whether the head is the embedding; UserError where config.json says neither true nor false."""
+    tied = hf_config.get("tie_word_embeddings") or False
+    if not isinstance(tied, bool):
+        raise UserError(f"config.json: tie_word_embeddings is {tied!r}; it must be true or false")
+    return tied
 
 
 _FAMILIES: dict[str, ModelFamily] = {}
@@ -146,7 +150,7 @@ def get_family(name: str) -> ModelFamily:
 
 def family_of(hf_config: Mapping[str, Any], source: str) -> ModelFamily:
     """The family of a `config.json`, by its `architectures`; `source` names the file in the error."""
-    names = list(hf_config.get("architectures") or [])
+    names = _architectures(hf_config)
     for family in _FAMILIES.values():
         if set(names) & set(family.architectures):
             return family
@@ -154,3 +158,21 @@ def family_of(hf_config: Mapping[str, Any], source: str) -> ModelFamily:
     raise UserError(
         f"{source}: architecture {', '.join(names) or 'missing'} is not supported; known: {', '.join(known)}"
     )
+
+
+def chosen_family(name: str, hf_config: Mapping[str, Any], source: str, said: str) -> ModelFamily:
+    """The family that is named, which must be that of `architectures` where config.json has them.
+
+    said: the words by which the user named it, for the error.
+    """
+    family = get_family(name)
+    if _architectures(hf_config):
+        found = family_of(hf_config, source)
+        if found is not family:
+            raise UserError(f"{said} is the family {name}, and {source} is one of {found.name}")
+    return family
+
+
+def _architectures(hf_config: Mapping[str, Any]) -> list[str]:
+    given = hf_config.get("architectures") or []
+    return [given] if isinstance(given, str) else [str(name) for name in given]

@@ -9,7 +9,7 @@ from typing import Any
 
 from mindrlhf.models.family import TINY_HEAD, BuildOptions, register
 from mindrlhf.models.fused_weights import chained, fused_gate_up, fused_qkv, half_split_order, stacked
-from mindrlhf.models.hf_config import DECODER_KEYS, need
+from mindrlhf.models.hf_config import DECODER_KEYS, need, number
 from mindrlhf.models.hf_weights import Group, renamed
 from mindrlhf.models.mcore import McoreFamily
 from mindrlhf.runtime.errors import UserError
@@ -35,6 +35,9 @@ OLDER_FIXED = {
     "apply_residual_connection_post_layernorm": False,
 }
 OLDER_THETA = 10000.0
+ROTARY_SHARE = 0.5
+# What makes another model of it wherever it stands.
+OTHERS = ("pre_seq_len", "quantization_bit", "vision_config")
 
 
 def older_words(config: dict[str, Any]) -> dict[str, Any]:
@@ -62,6 +65,7 @@ class Glm4Family(McoreFamily):
     tokenizer_kind = "tiktoken"
     tiny_variants = MappingProxyType({"ChatGLMModel": older_words})
     qkv_has_bias = True
+    partly_rotary = True
     config_keys = DECODER_KEYS | {"partial_rotary_factor", "rope_ratio"} | OLDER_WORDS.keys() | OLDER_FIXED.keys()
 
     def from_hf_config(self, hf_config: Mapping[str, Any], options: BuildOptions) -> dict[str, Any]:
@@ -71,6 +75,9 @@ class Glm4Family(McoreFamily):
                 raise UserError(
                     f"config.json: {key} is {hf_config[key]!r}; only {value!r} is supported for {self.name}"
                 )
+        for key in OTHERS:
+            if hf_config.get(key):
+                raise UserError(f"config.json: {key} is not supported for {self.name}")
         words = newer_words(hf_config)
         if not words.get("attention_bias", True):
             raise UserError(f"config.json: attention_bias is false; {self.name} has biases on q, k and v")
@@ -91,7 +98,7 @@ class Glm4Family(McoreFamily):
     def _attention(self, hf_config: Mapping[str, Any], theirs: str, ours: str) -> Iterator[Group]:
         heads, hidden, size = (need(hf_config, key) for key in ("num_attention_heads", "hidden_size", "head_dim"))
         groups = need(hf_config, "num_key_value_heads")
-        order = half_split_order(size, int(size * hf_config["partial_rotary_factor"]))
+        order = half_split_order(size, int(size * number(hf_config, "partial_rotary_factor", ROTARY_SHARE)))
         for kind in ("weight", "bias"):
             fused = fused_qkv(theirs, f"{ours}.linear_qkv.{kind}", kind, heads, groups, size, hidden, order)
             if hf_config.get("older"):
@@ -141,10 +148,12 @@ def newer_words(hf_config: Mapping[str, Any]) -> dict[str, Any]:
     words = {ours: hf_config[theirs] for theirs, ours in OLDER_WORDS.items() if theirs in hf_config}
     older = not is_newer(hf_config)
     if older:
-        words["rope_theta"] = OLDER_THETA * hf_config.get("rope_ratio", 1)
+        words["rope_theta"] = OLDER_THETA * number(hf_config, "rope_ratio", 1.0)
     rope = hf_config.get("rope_parameters") or {}
-    words["partial_rotary_factor"] = rope.get("partial_rotary_factor", 0.5)
-    return {**words, **hf_config, "older": older}
+    nested = rope.get("partial_rotary_factor") if isinstance(rope, Mapping) else None
+    words["partial_rotary_factor"] = ROTARY_SHARE if nested is None else nested
+    given = {key: value for key, value in hf_config.items() if key != "partial_rotary_factor" or value is not None}
+    return {**words, **given, "older": older}
 
 
 def _older_name(group: Group) -> Group:

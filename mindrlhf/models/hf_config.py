@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,6 +28,34 @@ def need(hf_config: Mapping[str, Any], key: str) -> int:
     if type(value) is not int or value < 1:
         raise UserError(f"config.json: {key} is {value!r}; it must be a whole number above 0")
     return value
+
+
+def whole(hf_config: Mapping[str, Any], key: str, default: int) -> int:
+    """A size that a config.json may leave out; UserError as `need`."""
+    return default if hf_config.get(key) is None else need(hf_config, key)
+
+
+def number(hf_config: Mapping[str, Any], key: str, default: float) -> float:
+    """A number above or equal to 0 that a config.json may leave out; UserError for anything else.
+
+    Text that is a number counts: yaml reads 1e-6 as text.
+    """
+    value = hf_config.get(key)
+    try:
+        found = default if value is None else float(value)
+    except (TypeError, ValueError):
+        found = math.nan
+    if isinstance(value, bool) or not 0 <= found < math.inf:
+        raise UserError(f"config.json: {key} is {value!r}; it must be a number")
+    return found
+
+
+def check_heads(heads: int, groups: int, head_dim: int) -> None:
+    """UserError where heads do not share key-value heads evenly, or a head cannot rotate in halves."""
+    if heads % groups:
+        raise UserError(f"config.json: num_key_value_heads {groups} does not divide num_attention_heads {heads}")
+    if head_dim % 2:
+        raise UserError(f"config.json: a head of {head_dim} entries cannot rotate in pairs")
 
 
 def refuse_unsupported(hf_config: Mapping[str, Any], seq_length: int, family: str, has_bias: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Callable
 
@@ -94,9 +94,3 @@ def are_ms(groups: Iterable[Group], names: Collection[str]) -> bool:
         hf.update(group.hf)
         ms.update(group.ms)
     return len((ms - hf) & set(names)) > len((hf - ms) & set(names))
-
-
-def every(layers: int, per_layer: Callable[[int], Iterable[Group]]) -> Iterator[Group]:
-    """The groups of all layers."""
-    for layer in range(layers):
-        yield from per_layer(layer)

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mindrlhf.models.family import TINY_HEAD, BuildOptions, ModelFamily, is_tied, register
-from mindrlhf.models.hf_config import DECODER_KEYS, need, refuse_unsupported
+from mindrlhf.models.hf_config import DECODER_KEYS, check_heads, need, number, refuse_unsupported, whole
 from mindrlhf.models.hf_weights import Group, renamed
 from mindrlhf.runtime.errors import UserError
 
@@ -47,14 +47,14 @@ class LlamaFamily(ModelFamily):
             "hidden_size": need(hf_config, "hidden_size"),
             "num_layers": need(hf_config, "num_hidden_layers"),
             "num_heads": heads,
-            "n_kv_heads": hf_config.get("num_key_value_heads") or heads,
+            "n_kv_heads": whole(hf_config, "num_key_value_heads", heads),
             "vocab_size": need(hf_config, "vocab_size"),
             "intermediate_size": need(hf_config, "intermediate_size"),
-            "rms_norm_eps": hf_config.get("rms_norm_eps", 1e-6),
+            "rms_norm_eps": number(hf_config, "rms_norm_eps", 1e-6),
             "theta": rope.theta,
             "rope": asdict(rope),
             "tie_word_embeddings": is_tied(hf_config),
-            "init_method_std": hf_config.get("initializer_range", 0.02),
+            "init_method_std": number(hf_config, "initializer_range", 0.02),
             "qkv_has_bias": self.qkv_has_bias,
             "pad_token_id": 0,  # masks come from segment_ids, never from a token's number
             "use_past": False,
@@ -82,12 +82,10 @@ class LlamaFamily(ModelFamily):
 
     def _refuse_unsupported(self, hf_config: Mapping[str, Any], seq_length: int) -> None:
         heads, hidden = need(hf_config, "num_attention_heads"), need(hf_config, "hidden_size")
-        head_size = hf_config.get("head_dim") or hidden // heads
+        head_size = whole(hf_config, "head_dim", hidden // heads)
         if head_size * heads != hidden:
             raise UserError(f"config.json: head_dim {head_size} x {heads} heads is not hidden_size; not supported")
-        narrow = hf_config.get("num_key_value_heads") or heads
-        if heads % narrow:
-            raise UserError(f"config.json: num_key_value_heads {narrow} does not divide num_attention_heads {heads}")
+        check_heads(heads, whole(hf_config, "num_key_value_heads", heads), head_size)
         if hf_config.get("architectures") == ["MistralForCausalLM"]:
             # Mistral's window where its config.json says nothing.
             hf_config = {"sliding_window": 4096, **hf_config}
@@ -133,7 +131,7 @@ class LlamaFamily(ModelFamily):
         """One tensor of MindFormers' for one of Hugging Face's."""
         heads, hidden = need(hf_config, "num_attention_heads"), need(hf_config, "hidden_size")
         inner, vocabulary = need(hf_config, "intermediate_size"), need(hf_config, "vocab_size")
-        narrow = hidden // heads * (hf_config.get("num_key_value_heads") or heads)
+        narrow = hidden // heads * whole(hf_config, "num_key_value_heads", heads)
         yield renamed("model.embed_tokens.weight", "model.tok_embeddings.embedding_weight", vocabulary, hidden)
         for layer in range(need(hf_config, "num_hidden_layers")):
             place = f"model.layers.{layer}"

@@ -10,8 +10,9 @@ from unittest import mock
 
 from mindrlhf.models.family import BuildOptions, ModelFamily, is_tied
 from mindrlhf.models.fused_weights import fused_gate_up, fused_qkv
-from mindrlhf.models.hf_config import DECODER_KEYS, need, refuse_unsupported
+from mindrlhf.models.hf_config import DECODER_KEYS, check_heads, need, number, refuse_unsupported, whole
 from mindrlhf.models.hf_weights import Group, renamed
+from mindrlhf.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from mindspore import nn
@@ -25,6 +26,7 @@ class McoreFamily(ModelFamily):
 
     qk_norm: ClassVar[bool] = False
     qkv_has_bias: ClassVar[bool] = False
+    partly_rotary: ClassVar[bool] = False
     lora_targets: ClassVar[tuple[str, ...]] = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
     config_keys = DECODER_KEYS
 
@@ -34,8 +36,12 @@ class McoreFamily(ModelFamily):
         from mindrlhf.models.rope import rope_settings
 
         heads = need(hf_config, "num_attention_heads")
-        head_dim = hf_config.get("head_dim") or need(hf_config, "hidden_size") // heads
+        head_dim = whole(hf_config, "head_dim", need(hf_config, "hidden_size") // heads)
+        groups = whole(hf_config, "num_key_value_heads", heads)
+        check_heads(heads, groups, head_dim)
         rope = rope_settings(hf_config, head_dim)
+        if rope.rotary_dim != head_dim and not self.partly_rotary:
+            raise UserError(f"config.json: partial_rotary_factor is not supported for {self.name}")
         refuse_unsupported(hf_config, options.seq_length, self.name, self.qkv_has_bias)
         rope.admit(options.seq_length)
         return {
@@ -44,13 +50,13 @@ class McoreFamily(ModelFamily):
             "num_layers": need(hf_config, "num_hidden_layers"),
             "hidden_size": need(hf_config, "hidden_size"),
             "num_attention_heads": heads,
-            "num_query_groups": hf_config.get("num_key_value_heads") or heads,
+            "num_query_groups": groups,
             "kv_channels": head_dim,
             "ffn_hidden_size": need(hf_config, "intermediate_size"),
             "vocab_size": need(hf_config, "vocab_size"),
             "max_position_embeddings": options.seq_length,
-            "layernorm_epsilon": hf_config.get("rms_norm_eps", 1e-6),
-            "init_method_std": hf_config.get("initializer_range", 0.02),
+            "layernorm_epsilon": number(hf_config, "rms_norm_eps", 1e-6),
+            "init_method_std": number(hf_config, "initializer_range", 0.02),
             "add_qkv_bias": self.qkv_has_bias,
             "qk_layernorm": self.qk_norm,
             "tied": is_tied(hf_config),
@@ -135,8 +141,8 @@ class McoreFamily(ModelFamily):
 
     def _attention(self, hf_config: Mapping[str, Any], theirs: str, ours: str) -> Iterator[Group]:
         heads, hidden = need(hf_config, "num_attention_heads"), need(hf_config, "hidden_size")
-        head_dim = hf_config.get("head_dim") or hidden // heads
-        groups = hf_config.get("num_key_value_heads") or heads
+        head_dim = whole(hf_config, "head_dim", hidden // heads)
+        groups = whole(hf_config, "num_key_value_heads", heads)
         for kind in ("weight", "bias") if self.qkv_has_bias else ("weight",):
             yield fused_qkv(theirs, f"{ours}.linear_qkv.{kind}", kind, heads, groups, head_dim, hidden)
         yield renamed(f"{theirs}.o_proj.weight", f"{ours}.linear_proj.weight", hidden, heads * head_dim)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mindrlhf.models.family import TINY_HEAD, BuildOptions, register
 from mindrlhf.models.fused_weights import stacked_experts
-from mindrlhf.models.hf_config import need
+from mindrlhf.models.hf_config import need, number
 from mindrlhf.models.hf_weights import Group, renamed
 from mindrlhf.models.qwen3 import Qwen3Family
 from mindrlhf.runtime.errors import UserError
@@ -21,6 +21,7 @@ class Qwen3MoeFamily(Qwen3Family):
 
     name = "qwen3_moe"
     architectures = ("Qwen3MoeForCausalLM",)
+    routed = True
     lora_targets = ("linear_qkv", "linear_proj")  # experts are no linear cells
     config_keys = Qwen3Family.config_keys | {
         *("num_experts", "num_local_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob"),
@@ -37,7 +38,7 @@ class Qwen3MoeFamily(Qwen3Family):
         coefficient = options.aux_loss_coef
         if coefficient is None:
             enabled = hf_config.get("output_router_logits", False)
-            coefficient = float(hf_config.get("router_aux_loss_coef", 0.001)) if enabled else 0.0
+            coefficient = number(hf_config, "router_aux_loss_coef", 0.001) if enabled else 0.0
         return {
             **super().from_hf_config(
                 {"intermediate_size": need(hf_config, "moe_intermediate_size"), **hf_config}, options

@@ -24,7 +24,7 @@ from mindrlhf.runtime.logging import log
 from mindrlhf.trainers import provenance
 from mindrlhf.trainers.loop import total_steps
 from mindrlhf.trainers.optimizer import build_optimizer, learning_rates, optimizer_state
-from mindrlhf.trainers.policy import build_options, find_source, load_weights
+from mindrlhf.trainers.policy import build_options, check_routing, find_source, load_weights
 from mindrlhf.trainers.reference import PREFIX, OnlineReference
 from mindrlhf.trainers.registry import LossSettings, build_preference_cell, loss_settings
 
@@ -51,12 +51,8 @@ class DPOTrainer:
                 "train.micro_batch_pairs: a step of several passes is not supported with model_parallel or "
                 f"optimizer_shard; use {self.micro * self.passes}, or a smaller train.global_batch_pairs"
             )
-        if config.parallel.expert_parallel > 1 and device.explicit_reduction:
-            raise UserError(
-                f"parallel.expert_parallel is {config.parallel.expert_parallel}, and here every worker has a whole "
-                f"model; set parallel.optimizer_shard=true or model_parallel, or leave it out"
-            )
         self.source = find_source(config)
+        check_routing(config, self.source.family, device)
         self.tokenizer = provenance.find_tokenizer(config, self.source.weights.folder, opened[0])
         options = build_options(config, device, self.shape.length)
         self.dtype = options.compute_dtype

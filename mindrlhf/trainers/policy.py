@@ -11,14 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 from mindrlhf.checkpoint import store
 from mindrlhf.config.schema import Config
-from mindrlhf.models import BuildOptions, ModelFamily, family_of, get_family
+from mindrlhf.models import BuildOptions, ModelFamily, chosen_family, family_of
 from mindrlhf.runtime.device import Device
-from mindrlhf.runtime.errors import IncompleteCheckpoint, UserError
+from mindrlhf.runtime.errors import IncompleteCheckpoint, UserError, some
 from mindrlhf.runtime.logging import warn
 from mindrlhf.trainers.registry import family_of_arch
 
 if TYPE_CHECKING:
     from mindspore import nn
+
+
+# Words of MindFormers' configs that make another model, and values by which they do not.
+OTHER_MODELS = (
+    *("extend_method", "scaling_factor", "position_embedding_type", "rope_type", "qk_layernorm", "sandwich_norm"),
+    *("post_self_attn_layernorm", "post_mlp_layernorm", "qkv_has_bias", "apply_residual_connection_post_layernorm"),
+)
+PLAIN = (None, False, "", "None", "none", "rope", 1, 1.0)
 
 
 @dataclass(frozen=True)
@@ -44,22 +52,44 @@ def find_source(config: Config, place: str | None = None) -> Source:
         raise UserError("no weights are named; give --load_checkpoint a Hugging Face folder or a checkpoint")
     weights = store.find_weights(place)
     path = weights.folder / "config.json"
-    hf_config = {**read_json_object(path), **config.model.config}
+    published = read_json_object(path)
+    hf_config = {**published, **config.model.config}
     if not hf_config:
         raise UserError(f"{path} does not exist and the yaml has no model.config; give the shapes in one of them")
     name = family_of_arch(config.model.family)
-    family = family_of(hf_config, str(path)) if name == "auto" else get_family(name)
+    if name == "auto":
+        family = family_of(hf_config, str(path))
+    else:
+        family = chosen_family(name, hf_config, str(path), f"model.family={config.model.family}")
     _check_keys(config.model.config, family)
+    _warn_of_other_values(config.model.config, published, path)
     return Source(family, hf_config, weights)
 
 
 def _check_keys(given: Mapping[str, Any], family: ModelFamily) -> None:
-    """UserError for a key of the yaml's model.config that means nothing; a warning where MindFormers knows it."""
+    """UserError for a key of the yaml's model.config that means nothing, or another model; a warning where MindFormers
+    knows it and the model is the same without."""
     for key in given.keys() - family.config_keys:
         if key not in family.mindformers_keys():
             (nearest,) = difflib.get_close_matches(key, family.config_keys, n=1, cutoff=0.0)
             raise UserError(f"model.config.{key} is not a key of {family.name}; did you mean {nearest}?")
+        if key in OTHER_MODELS and given[key] not in PLAIN:
+            raise UserError(
+                f"model.config.{key} is {given[key]!r}, MindFormers' word for another model, and is not read; say it "
+                f"in the words of Hugging Face's config.json (rope_scaling, ...) or leave it out"
+            )
         warn(f"model.config.{key} is MindFormers' and has no effect here")
+
+
+def _warn_of_other_values(given: Mapping[str, Any], published: Mapping[str, Any], path: Path) -> None:
+    """One warning where the yaml's model.config says other than the folder's config.json."""
+    others = [
+        f"{key} {given[key]} (there {published[key]})"
+        for key in sorted(given.keys() & published.keys())
+        if published[key] is not None and given[key] != published[key]
+    ]
+    if others:
+        warn(f"the yaml's model.config wins over {path}: {some(others)}")
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -99,6 +129,24 @@ def build_options(config: Config, device: Device, seq_length: int, frozen: bool 
         expert_parallel=config.parallel.expert_parallel if layout.semi_auto else 1,
         aux_loss_coef=config.model.aux_loss_coef,
     )
+
+
+def check_routing(config: Config, family: ModelFamily, device: Device) -> None:
+    """UserError for settings of experts that would have no effect."""
+    experts = config.parallel.expert_parallel
+    if not family.routed:
+        aux = config.model.aux_loss_coef
+        for key, given, effect in (
+            ("model.aux_loss_coef", aux, bool(aux)),
+            ("parallel.expert_parallel", experts, experts > 1),
+        ):
+            if effect:
+                raise UserError(f"{key} is {given}, and {family.name} has no experts; leave it out")
+    if experts > 1 and device.explicit_reduction:
+        raise UserError(
+            f"parallel.expert_parallel is {experts}, and here every worker has a whole model; set "
+            f"parallel.optimizer_shard=true or parallel.model_parallel, or leave it out"
+        )
 
 
 def load_weights(source: Source, model: nn.Cell) -> str:

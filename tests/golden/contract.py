@@ -146,3 +146,37 @@ def fill(columns: np.ndarray, start: int) -> np.ndarray:
     row = np.zeros((3, LENGTH), np.int32)
     row[:, start : start + columns.shape[1]] = columns
     return row
+
+
+def padded_left(rows: Rows) -> Rows:
+    """The same rows with their padding in front."""
+    shifts = [LENGTH - int((segments > 0).sum()) for segments in rows.segment_ids]
+    moved = {
+        name: np.stack([np.roll(row, shift) for row, shift in zip(getattr(rows, name), shifts)])
+        for name in ("input_ids", "position_ids", "segment_ids")
+    }
+    scored = rows.sequence_index < 2
+    return rows._replace(predict_from=rows.predict_from + np.array(shifts, np.int32)[:, None] * scored, **moved)
+
+
+def shared_prompts() -> Rows:
+    """PAIRS, each in one row: prompt, chosen, rejected; positions restart behind the prompt, whose last token predicts
+    the first of both."""
+    parts = []
+    for number, (prompt, *answers) in enumerate(PAIRS):
+        input_ids, position_ids, segment_ids = layouts(2 * number)["shared prompt"][0]
+        predict_from, targets, index = np.zeros((3, LENGTH), np.int32)
+        index[:] = 2
+        start, scored = len(prompt), 0
+        for branch, answer in enumerate(answers):
+            behind = scored + len(answer)
+            predict_from[scored:behind] = [len(prompt) - 1, *range(start, start + len(answer) - 1)]
+            targets[scored:behind], index[scored:behind] = answer, branch
+            start, scored = start + len(answer), behind
+        fields = [input_ids, position_ids, segment_ids, predict_from, targets, index, np.zeros(LENGTH, np.float32)]
+        parts.append(fields)
+    stacked = [np.stack(field) for field in zip(*parts)]
+    like = batches(1)[0]
+    count = len(PAIRS)
+    rest = {name: getattr(like, name)[:count] for name in ("ref_logps", "ref_shared_logps", "pair_mask")}
+    return Rows(*stacked, **rest, num_pairs=like.num_pairs, num_chosen_tokens=like.num_chosen_tokens)

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from contract import CLOSE, COMPILED, TRAINED, Variant, batches, layouts, preference_cell, variant_of, worst
-from micro_models import HOW_TO, LENGTH, MODELS, PAIRS, TRAINING, WARMUP_STEPS, probes
+from contract import (
+    CLOSE,
+    COMPILED,
+    TRAINED,
+    Variant,
+    batches,
+    layouts,
+    padded_left,
+    preference_cell,
+    shared_prompts,
+    variant_of,
+    worst,
+)
+from micro_models import BETA, HOW_TO, LENGTH, LOSS, MODELS, PAIRS, TRAINING, WARMUP_STEPS, probes
 from mindspore import Tensor, nn, ops
 
-from mindrlhf.cells.preference import AUX_LOSS, SUMS
-from mindrlhf.cells.scoring import SegmentMask
+from mindrlhf.cells.preference import AUX_LOSS, SUMS, PreferenceCell
+from mindrlhf.cells.scoring import ScoreSequences, SegmentMask
 from mindrlhf.cells.train_step import TrainStep
+from mindrlhf.config.load import load_config
 from mindrlhf.config.schema import LrSchedule, Optimizer
 from mindrlhf.models import families
 from mindrlhf.trainers.optimizer import build_optimizer, learning_rates
+from mindrlhf.trainers.registry import loss_settings
 
 pytestmark = pytest.mark.usefixtures("cpu")
 
@@ -65,18 +80,11 @@ def test_logits_however_the_row_is_laid_out(built: Built) -> None:
         assert worst(logits[row, columns], figures["logits"][str(sequence)]) < CLOSE, (layout, sequence)
 
 
-def test_log_probs_loss_and_gradients(built: Built) -> None:
+def assert_gradients(built: Built, cell: nn.Cell, fields: Sequence[np.ndarray]) -> tuple[dict[str, float], np.ndarray]:
+    """The gradient of every tensor is PyTorch's; the cell's sums by name, and its log-probs (U,2)."""
     figures = built.variant.figures
-    parameters = built.cell.trainable_params()
-    (_, sums, logps, _), gradients = ops.value_and_grad(built.cell, None, parameters, has_aux=True)(
-        *map(Tensor, batches(1)[0])
-    )
-    assert worst(logps.asnumpy()[:-1], figures["logps"]) < CLOSE
-    by_sum = dict(zip((*SUMS, AUX_LOSS), sums.asnumpy()))
-    assert worst(by_sum["loss/pairs"], figures["loss"]) < CLOSE
-    assert (AUX_LOSS in by_sum) == built.variant.balanced
-    if built.variant.balanced:
-        assert worst(by_sum[AUX_LOSS] / len(PAIRS), figures["aux_loss"]) < CLOSE
+    parameters = cell.trainable_params()
+    (_, sums, logps, _), gradients = ops.value_and_grad(cell, None, parameters, has_aux=True)(*map(Tensor, fields))
     by_name = {parameter.name: gradient.asnumpy() for parameter, gradient in zip(parameters, gradients)}
     ours = built.variant.family.ms_to_hf(by_name, built.variant.config)
     assert set(ours) == set(figures["grad_norms"])
@@ -85,6 +93,30 @@ def test_log_probs_loss_and_gradients(built: Built) -> None:
         assert np.linalg.norm(gradient.astype(np.float64)) == pytest.approx(norm, rel=CLOSE), name
         entries = gradient.reshape(-1)[probes(gradient.size)]
         assert np.abs(entries - figures["grad_entries"][name]).max() <= CLOSE * norm, name
+    return dict(zip((*SUMS, AUX_LOSS), sums.asnumpy())), logps.asnumpy()
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_log_probs_loss_and_gradients(built: Built, side: str) -> None:
+    figures = built.variant.figures
+    rows = batches(1)[0]
+    by_sum, logps = assert_gradients(built, built.cell, rows if side == "right" else padded_left(rows))
+    assert worst(logps[:-1], figures["logps"]) < CLOSE
+    assert worst(by_sum["loss/pairs"], figures["loss"]) < CLOSE
+    assert (AUX_LOSS in by_sum) == built.variant.balanced
+    if built.variant.balanced:
+        assert worst(by_sum[AUX_LOSS] / len(PAIRS), figures["aux_loss"]) < CLOSE
+
+
+@pytest.mark.slow
+def test_log_probs_loss_and_gradients_behind_a_shared_prompt(built: Built) -> None:
+    if built.variant.balanced:
+        pytest.skip("routers see a shared prompt once")
+    score = ScoreSequences(built.cell.score.backbone, built.cell.score.head, LENGTH, 1, 1)
+    settings = loss_settings(load_config(None, [f"rlhf.loss={LOSS}", f"rlhf.beta={BETA}"]))
+    by_sum, logps = assert_gradients(built, PreferenceCell(score, settings.objective), shared_prompts())
+    assert worst(logps, built.variant.figures["logps"]) < CLOSE
+    assert worst(by_sum["loss/pairs"], built.variant.figures["loss"]) < CLOSE
 
 
 @pytest.mark.slow
