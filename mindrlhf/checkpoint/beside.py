@@ -53,7 +53,10 @@ def refuse_other_files(source: PathLike, target: PathLike) -> None:
     for name, file in _beside(Path(source), []).items():
         place = Path(target) / name
         if place.exists() and not file.samefile(place) and file.read_bytes() != place.read_bytes():
-            raise UserError(f"{place} is not that of {source}, which has to lie there; give a folder of its own")
+            raise UserError(
+                f"{place} is of another model than {source}, whose own must lie beside what is written; write into a "
+                f"folder of its own"
+            )
 
 
 def _beside(source: Path, tokenizer_files: list[Path]) -> dict[str, Path]:

@@ -34,23 +34,24 @@ def shards(specs: Mapping[str, Spec], limit: int = SHARD) -> dict[str, dict[str,
     return {f"model-{k:05}-of-{len(parts):05}.safetensors": part for k, part in enumerate(parts, 1)}
 
 
-def refuse_other_weights(folder: Path) -> None:
-    """Raise `UserError` where `folder` holds weights that an export neither wrote nor would replace."""
+def refuse_weights(folder: Path) -> None:
+    """Raise `UserError` where `folder` holds weights: they may be all there is of a model."""
     if not folder.is_dir():
         return
-    others = [file.name for file in weight_files(folder) if not _is_shard(file.name)]
-    others += [file.name for file in sorted(folder.glob("pytorch_model*.bin"))]
-    others += [NETWORK] if (folder / NETWORK).is_dir() else []
-    others += [place.name for place in rank_folders(folder).values()]
-    if others:
-        raise UserError(f"{folder} holds another checkpoint ({some(others)}); give a folder of its own")
+    found = [file.name for file in weight_files(folder)]
+    found += [file.name for file in sorted(folder.glob("pytorch_model*.bin"))]
+    found += [NETWORK] if (folder / NETWORK).is_dir() else []
+    found += [place.name for place in rank_folders(folder).values()]
+    if found:
+        raise UserError(f"{folder} holds weights already ({some(found)}); remove them, or give another folder")
 
 
 @contextlib.contextmanager
 def hugging_face_folder(folder: Path, specs: Mapping[str, Spec], limit: int = SHARD) -> Iterator[Put]:
     """Yield what writes one tensor; the files appear when all have been written, and none of them on failure.
 
-    specs: every tensor, in the order in which shards are filled. Shards of an earlier export are replaced.
+    specs: every tensor, in the order in which shards are filled. The folder holds no weights before, see
+    `refuse_weights`.
     """
     parts = shards(specs, limit)
     holder: dict[str, SafetensorsWriter] = {}
@@ -63,17 +64,9 @@ def hugging_face_folder(folder: Path, specs: Mapping[str, Spec], limit: int = SH
             stack.push(lambda kind, error, trace, writer=writer: writer.close(complete=kind is None))
             holder.update(dict.fromkeys(part, writer))
         yield lambda name, array: holder[name].put(name, array)
-        (folder / INDEX).unlink(missing_ok=True)
-        for old in weight_files(folder):
-            if _is_shard(old.name) and old.name not in parts:
-                old.unlink()
 
 
 def _index(specs: Mapping[str, Spec], parts: Mapping[str, Mapping[str, Spec]]) -> dict[str, object]:
     size = sum(spec.nbytes for spec in specs.values())
     weight_map = {name: file for file, part in parts.items() for name in part}
     return {"metadata": {"total_size": size}, "weight_map": weight_map}
-
-
-def _is_shard(name: str) -> bool:
-    return name == "model.safetensors" or (name.startswith("model-") and name.endswith(".safetensors"))

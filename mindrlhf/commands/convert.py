@@ -62,7 +62,9 @@ def parser() -> Parser:
     )
     weights.add_argument("--dtype", choices=sorted(DTYPES), help="of what is written; the source's where not given")
     weights.add_argument(
-        "--model", metavar="FAMILY", help="the family (qwen2, glm4, ...); read from config.json where not given"
+        "--model",
+        metavar="FAMILY",
+        help=f"the family; read from config.json where not given; also {', '.join(sorted(MODELS))}",
     )
     older = flags.add_argument_group("older spellings")
     torch_help = "what is in Hugging Face's form: the input, with --reversed True the output"
@@ -147,9 +149,7 @@ def convert(
     family.from_hf_config(hf_config, BuildOptions(seq_length=1))
     path = _place(output, reverse)
     if output.is_dir() and output.samefile(weights.folder):
-        raise UserError(
-            f"{output} holds the source, which what is written there would shadow; give another destination"
-        )
+        raise UserError(f"{output} is the source, which the result would hide; give another destination")
     for file in weights.files:
         if path in (file, file.parent) or (path.exists() and (path.samefile(file) or path.samefile(file.parent))):
             raise UserError(f"{output} would replace its source {weights}; give another destination")
@@ -189,8 +189,8 @@ def _family(model: str | None, hf_config: Mapping[str, Any], config_file: Path) 
     name = MODELS.get(model.lower(), model.lower())
     if name not in known:
         near = difflib.get_close_matches(name, [*known, *MODELS], n=1)
-        meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}"
-        raise UserError(f"--model is {model!r}; {meant}")
+        meant = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"--model is {model!r}, and the families are {', '.join(sorted(known))}{meant}")
     return chosen_family(name, hf_config, str(config_file), f"--model {model}")
 
 
@@ -229,11 +229,11 @@ def _hugging_face(
     folder: Path, specs: Mapping[str, Spec], beside: Path, hf_config: Mapping[str, Any]
 ) -> Iterator[Target]:
     """A Hugging Face folder, likewise; its config.json says which dtype was written."""
-    from mindrlhf.checkpoint.hf_folder import hugging_face_folder, refuse_other_weights
+    from mindrlhf.checkpoint.hf_folder import hugging_face_folder, refuse_weights
     from mindrlhf.checkpoint.store import carry_files
     from mindrlhf.runtime.files import write_json
 
-    refuse_other_weights(folder)
+    refuse_weights(folder)
     _sweep(folder, "model*.safetensors")
     sizes: dict[str, int] = {}
     for spec in specs.values():

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mindrlhf.checkpoint import store
+from mindrlhf.checkpoint.tensors import Tensors
 from mindrlhf.config.schema import Config
 from mindrlhf.models import BuildOptions, ModelFamily, chosen_family, family_of
+from mindrlhf.models.hf_weights import are_ms, faults
 from mindrlhf.runtime.device import Device
 from mindrlhf.runtime.errors import IncompleteCheckpoint, UserError, some
 from mindrlhf.runtime.logging import warn
@@ -37,12 +39,22 @@ class Source:
     hf_config: dict[str, Any]
     weights: store.Weights
 
+    def check(self) -> None:
+        """UserError where tensors are missing, foreign or of another shape, before any of them is read.
+
+        Of tensors under Hugging Face names; of others the model is asked when they are loaded.
+        """
+        groups = list(self.family.tensors(self.hf_config))
+        with Tensors(self.weights) as opened:
+            shapes = {name: spec.shape for name, spec in opened.specs.items()}
+        if not are_ms(groups, shapes):
+            wrong = faults(groups, shapes, lambda name: self.family.ignored(name, self.hf_config))
+            if wrong:
+                raise IncompleteCheckpoint(f"{self.weights} does not fit the model: {'; '.join(wrong)}")
+
     def read(self) -> dict[str, Any]:
-        """All tensors under MindFormers names; UserError where some are missing, foreign or of another shape."""
-        try:
-            return self.family.hf_to_ms(store.read_weights(self.weights), self.hf_config)
-        except IncompleteCheckpoint as error:
-            raise IncompleteCheckpoint(f"{self.weights} does not fit the model: {error}") from None
+        """All tensors under MindFormers names, of weights that `check` has passed."""
+        return self.family.hf_to_ms(store.read_weights(self.weights), self.hf_config)
 
 
 def find_source(config: Config, place: str | None = None) -> Source:
@@ -63,7 +75,9 @@ def find_source(config: Config, place: str | None = None) -> Source:
         family = chosen_family(name, hf_config, str(path), f"model.family={config.model.family}")
     _check_keys(config.model.config, family)
     _warn_of_other_values(config.model.config, published, path)
-    return Source(family, hf_config, weights)
+    source = Source(family, hf_config, weights)
+    source.check()
+    return source
 
 
 def _check_keys(given: Mapping[str, Any], family: ModelFamily) -> None:

@@ -8,7 +8,7 @@ import pytest
 from safetensors import safe_open
 
 from mindrlhf.checkpoint.find import find_weights
-from mindrlhf.checkpoint.hf_folder import SHARD, hugging_face_folder, refuse_other_weights, shards
+from mindrlhf.checkpoint.hf_folder import SHARD, hugging_face_folder, refuse_weights, shards
 from mindrlhf.checkpoint.tensor_file import Spec, spec_of
 from mindrlhf.checkpoint.tensors import read_weights
 from mindrlhf.runtime.errors import UserError
@@ -56,23 +56,7 @@ def test_shards_and_their_index(tmp_path: Path) -> None:
     assert {name: array.tolist() for name, array in found.items()} == {n: a.tolist() for n, a in ARRAYS.items()}
 
 
-def test_an_earlier_export_is_replaced(tmp_path: Path) -> None:
-    write(tmp_path, 24)
-    write(tmp_path, 48)
-    assert names(tmp_path) == [
-        *(f"model-0000{k}-of-00003.safetensors" for k in (1, 2, 3)),
-        "model.safetensors.index.json",
-    ]
-    write(tmp_path, SHARD)
-    assert names(tmp_path) == ["model.safetensors"]
-    write(tmp_path, 48)
-    assert "model.safetensors" not in names(tmp_path)
-
-
-def test_a_failure_leaves_the_earlier_export_as_it_was(tmp_path: Path) -> None:
-    write(tmp_path, 48)
-    before = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
-
+def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
     def interrupted() -> None:
         with hugging_face_folder(tmp_path, SPECS, 24) as put:
             put("layers.0.weight", ARRAYS["layers.0.weight"])
@@ -80,21 +64,21 @@ def test_a_failure_leaves_the_earlier_export_as_it_was(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == before
+    assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize(
-    "other", ["x.ckpt", "other.safetensors", "pytorch_model.bin", "checkpoint_network/", "rank_0/"]
+    "other",
+    ["model.safetensors", "x.ckpt", "other.safetensors", "pytorch_model.bin", "checkpoint_network/", "rank_0/"],
 )
-def test_another_checkpoint_is_not_buried(tmp_path: Path, other: str) -> None:
+def test_weights_are_not_replaced(tmp_path: Path, other: str) -> None:
     place = tmp_path / other
     place.mkdir() if other.endswith("/") else place.write_bytes(b"")
-    with pytest.raises(UserError, match=rf"holds another checkpoint \({other.rstrip('/')}\); give a folder"):
-        refuse_other_weights(tmp_path)
+    with pytest.raises(UserError, match=rf"holds weights already \({other.rstrip('/')}\); remove them"):
+        refuse_weights(tmp_path)
 
 
 def test_what_an_export_may_lie_beside(tmp_path: Path) -> None:
-    refuse_other_weights(tmp_path / "absent")
-    write(tmp_path, 24)
+    refuse_weights(tmp_path / "absent")
     (tmp_path / "config.json").write_text("{}")
-    refuse_other_weights(tmp_path)
+    refuse_weights(tmp_path)

@@ -139,7 +139,7 @@ def test_wrong_words(tmp_path: Path, capsys: Any) -> None:
         "--output_path is missing; see": ("--input_path", source),
         "--input_path and --torch_ckpt_dir are the same": ("--input_path", source, "--torch_ckpt_dir", source, *output),
         "--dtype is 'f32'": ("--input_path", source, "--dtype", "f32", *output),
-        "--model is 'qwen9'; did you mean qwen": ("--input_path", source, "--model", "qwen9", *output),
+        "llama, qwen2, qwen3, qwen3_moe; did you mean qwen": ("--input_path", source, "--model", "qwen9", *output),
         "--model llama is the family llama, and": ("--input_path", source, "--model", "llama", *output),
         "have MindFormers' names already; with --reversed True": ("--input_path", ours, *output),
         "have Hugging Face's names already": ("--input_path", source, "--reversed", "True", *output),
@@ -153,7 +153,7 @@ def test_wrong_words(tmp_path: Path, capsys: Any) -> None:
         ),
         "end it in .ckpt or .safetensors": ("--input_path", source, "--output_path", tmp_path / "x.bin"),
         "there is no checkpoint": ("--input_path", tmp_path / "absent", *output),
-        "would replace its source": ("--input_path", source, "--output_path", source, "--reversed", "True"),
+        "is the source, which the result would hide": ("--input_path", source, "--output_path", source),
     }.items():
         assert sentence in refused(capsys, *words), sentence
     assert not (tmp_path / "o").exists()
@@ -172,7 +172,7 @@ def test_files_of_another_model_beside_a_single_file_are_not_touched(tmp_path: P
     assert call("--input_path", first, "--output_path", tmp_path / "out" / "b.ckpt") == 0
     before = contents(tmp_path / "out")
     said = refused(capsys, "--input_path", second, "--output_path", tmp_path / "out" / "c.ckpt")
-    assert "config.json is not that of" in said
+    assert "config.json is of another model than" in said
     assert contents(tmp_path / "out") == before
 
 
