@@ -87,7 +87,7 @@ def _check_keys(given: Mapping[str, Any], family: ModelFamily) -> None:
         if key not in family.mindformers_keys():
             (nearest,) = difflib.get_close_matches(key, family.config_keys, n=1, cutoff=0.0)
             raise UserError(f"model.config.{key} is not a key of {family.name}; did you mean {nearest}?")
-        if key in OTHER_MODELS and given[key] not in PLAIN:
+        if key in OTHER_MODELS and (given[key] is True or given[key] not in PLAIN):
             raise UserError(
                 f"model.config.{key} is {given[key]!r}, MindFormers' word for another model, and is not read; say it "
                 f"in the words of Hugging Face's config.json (rope_scaling, ...) or leave it out"
