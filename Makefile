@@ -9,7 +9,7 @@ quality:
 	$(PYTHON) -m mypy
 
 unit:
-	$(PYTHON) -m pytest -m "not slow"
+	$(PYTHON) -m pytest -m "not slow" -n auto --maxprocesses 4
 
 test: unit
 	$(PYTHON) -m pytest -m slow
