@@ -26,7 +26,15 @@ setup(
         "matplotlib>=3.7",
     ],
     extras_require={
-        "dev": ["ruff==0.17.5", "mypy==2.4.1", "pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.5", "hypothesis>=6.100", "types-PyYAML"],
+        "dev": [
+            "ruff==0.17.5",
+            "mypy==2.4.1",
+            "pytest>=8",
+            "pytest-timeout>=2.3",
+            "pytest-xdist>=3.5",
+            "hypothesis>=6.100",
+            "types-PyYAML",
+        ],
         "interop": ["torch==2.13.0", "peft>=0.17,<1"],
     },
 )
