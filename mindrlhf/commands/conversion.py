@@ -71,6 +71,12 @@ def plan(groups: Sequence[Group], opened: Tensors, dtype: str | None, reverse: b
         yield Step(ours, group.hf, group.split, kind) if reverse else Step(group.hf, ours, group.join, kind)
 
 
+def constants(family: ModelFamily, hf_config: Mapping[str, Any], dtype: str) -> Iterator[Step]:
+    """What Hugging Face's form holds beside the weights, written and not read."""
+    for name, array in family.constants(hf_config).items():
+        yield Step({}, {name: array.shape}, lambda name=name, array=array: [rounded(array, dtype, name)], dtype)
+
+
 def specs_of(steps: Sequence[Step]) -> dict[str, Spec]:
     """Dtype and shape of everything that is written, in the order of the steps."""
     return {name: Spec(step.dtype, tuple(shape)) for step in steps for name, shape in step.after.items()}

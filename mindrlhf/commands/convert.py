@@ -135,7 +135,7 @@ def convert(
     """
     from mindrlhf.checkpoint.find import find_weights
     from mindrlhf.checkpoint.tensors import Tensors
-    from mindrlhf.commands.conversion import check, move, plan, specs_of
+    from mindrlhf.commands.conversion import check, constants, move, plan, specs_of
     from mindrlhf.models import BuildOptions
     from mindrlhf.trainers.policy import read_json_object
 
@@ -157,6 +157,8 @@ def convert(
     with Tensors(weights) as opened:
         ignored = check(groups, opened, family, hf_config, reverse, str(weights))
         steps = list(plan(groups, opened, dtype and DTYPES[dtype], reverse))
+        if reverse:
+            steps += constants(family, hf_config, steps[0].dtype)
         specs = specs_of(steps)
         size = sum(spec.nbytes for spec in specs.values())
         _require_room(path, size)

@@ -69,6 +69,7 @@ def make_tiny(
     tokenizer, written = write_tokenizer(folder, known.tokenizer_kind, voice, vocab_size, "auto_map" in shapes)
     config = {**shapes, **_more_words(voice, tokenizer)}
     weights = random_weights(_tensors(known, config), config, seed)
+    weights.update({name: array.astype("float32") for name, array in known.constants(config).items()})
 
     save_weights(weights, folder / "model.safetensors", for_hugging_face=True)
     tokens = {key: value for key, value in config.items() if key.endswith("_token_id")}

@@ -91,6 +91,10 @@ class ModelFamily(ABC):
     def tiny_config(self, vocab_size: int, hidden_size: int, layers: int) -> dict[str, Any]:
         """config.json of a small model, with the keys that published checkpoints carry; head size TINY_HEAD."""
 
+    def constants(self, hf_config: Mapping[str, Any]) -> Arrays:
+        """What a published checkpoint holds beside its weights and config.json tells: float64 by Hugging Face name."""
+        return {}
+
     def ignored(self, name: str, hf_config: Mapping[str, Any]) -> bool:
         """Whether a tensor of that Hugging Face name may lie in a checkpoint and mean nothing.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mindrlhf.models.family import TINY_HEAD, BuildOptions, register
 from mindrlhf.models.fused_weights import chained, fused_gate_up, fused_qkv, half_split_order, stacked
@@ -13,6 +13,9 @@ from mindrlhf.models.hf_config import DECODER_KEYS, need, number
 from mindrlhf.models.hf_weights import Group, renamed
 from mindrlhf.models.mcore import McoreFamily
 from mindrlhf.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # What ChatGLMModel's config.json calls the sizes.
 OLDER_WORDS = {
@@ -94,6 +97,16 @@ class Glm4Family(McoreFamily):
         words = newer_words(hf_config)
         groups = super().tensors(words)
         yield from groups if is_newer(hf_config) else map(_older_name, groups)
+
+    def constants(self, hf_config: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """The frequencies that ChatGLMModel keeps beside its weights, (r/2,) for r entries that rotate."""
+        import numpy as np
+
+        words = newer_words(hf_config)
+        if not words["older"]:
+            return {}
+        rotary = int(need(words, "head_dim") * number(words, "partial_rotary_factor", ROTARY_SHARE))
+        return {"transformer.rotary_pos_emb.inv_freq": words["rope_theta"] ** -(np.arange(0, rotary, 2) / rotary)}
 
     def _attention(self, hf_config: Mapping[str, Any], theirs: str, ours: str) -> Iterator[Group]:
         heads, hidden, size = (need(hf_config, key) for key in ("num_attention_heads", "hidden_size", "head_dim"))

@@ -38,10 +38,12 @@ def config_of(name: str, variant: str = "", tied: bool = False) -> dict[str, Any
 
 
 def arrays_of(config: dict[str, Any], name: str, dtype: np.dtype[Any]) -> dict[str, np.ndarray]:
-    """Random bits under Hugging Face's names, but no infinities."""
+    """Random bits under Hugging Face's names, but no infinities; and what config.json tells."""
     random = np.random.default_rng(7)
+    constants = {key: array.astype(dtype) for key, array in get_family(name).constants(config).items()}
     shapes = {key: shape for group in get_family(name).tensors(config) for key, shape in group.hf.items()}
-    return {key: random.normal(size=shape).astype(np.float32).astype(dtype) for key, shape in shapes.items()}
+    drawn = {key: random.normal(size=shape).astype(np.float32).astype(dtype) for key, shape in shapes.items()}
+    return {**drawn, **constants}
 
 
 def hf_folder(

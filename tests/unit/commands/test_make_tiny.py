@@ -82,8 +82,10 @@ def test_a_seed_names_the_bytes(made: Made, tmp_path: Path) -> None:
 
 def test_tensors_and_config_are_those_of_the_family(made: Made) -> None:
     family, config = get_family(made.family), made.json("config.json")
+    constants = family.constants(config)
     shapes = {name: array.shape for name, array in load_file(made.folder / "model.safetensors").items()}
-    assert faults(family.tensors(config), shapes) == []
+    assert faults(family.tensors(config), shapes, constants.__contains__) == []
+    assert constants.keys() <= shapes.keys()
     assert config["architectures"][0] in family.architectures
     settings = family.from_hf_config(config, BuildOptions(seq_length=128))
     assert (settings["hidden_size"], settings["vocab_size"]) == (128, 2048)
@@ -91,6 +93,8 @@ def test_tensors_and_config_are_those_of_the_family(made: Made) -> None:
 
 def test_weights_are_drawn_as_transformers_draws_them(made: Made) -> None:
     weights = load_file(made.folder / "model.safetensors")
+    for name, array in get_family(made.family).constants(made.json("config.json")).items():
+        assert np.array_equal(weights.pop(name), array.astype(np.float32))
     biases = {name for name in weights if name.endswith(".bias")}
     norms = {name for name in weights if "norm" in name}
     assert norms

@@ -72,6 +72,15 @@ def test_both_forms_of_glm4_make_the_same_tensors_under_names_of_their_own() -> 
     assert "model.layers.0.mlp.gate_up_proj.weight" in {name for group in newer for name in group.hf}
 
 
+def test_the_older_form_keeps_its_frequencies() -> None:
+    """5e6 ** -(2 i / 16) for the 16 entries of a head that rotate."""
+    (found,) = get_family("glm4").constants(CHATGLM).items()
+    assert found[0] == "transformer.rotary_pos_emb.inv_freq"
+    assert found[1].tolist() == pytest.approx([5e6 ** -(2 * i / 16) for i in range(8)], rel=1e-12)
+    assert get_family("glm4").ignored(found[0], CHATGLM)
+    assert get_family("glm4").constants(config("glm4")) == {}
+
+
 def test_a_share_of_the_head_rotates() -> None:
     assert read("glm4")["rope"]["rotary_dim"] == 16
     assert read("glm4", partial_rotary_factor=1.0)["rope"]["rotary_dim"] == 32
