@@ -25,7 +25,7 @@ from mindrlhf.checkpoint.find import (
 from mindrlhf.checkpoint.safetensors_file import write_safetensors
 from mindrlhf.checkpoint.tensor_file import spec_of
 from mindrlhf.checkpoint.tensors import read_tensors, read_weights, tensor_table
-from mindrlhf.runtime.errors import IncompleteCheckpoint, UserError, some
+from mindrlhf.runtime.errors import IncompleteCheckpoint, UserError, misfits
 from mindrlhf.runtime.files import PathLike, replacing
 
 __all__ = [
@@ -63,22 +63,10 @@ def load_parameters(parameters: Mapping[str, Any], arrays: Arrays, source: objec
     """
     from mindspore import Tensor
 
-    missing = [name for name in parameters if name not in arrays]
-    foreign = [name for name in arrays if name not in parameters]
-    misshaped = [
-        f"{name} is {arrays[name].shape}, the model's {tuple(target.shape)}"
-        for name, target in parameters.items()
-        if name in arrays and arrays[name].shape != tuple(target.shape)
-    ]
-    faults = []
-    if missing:
-        faults.append(f"{len(missing)} of {len(parameters)} parameters missing: {some(missing)}")
-    if misshaped:
-        faults.append(f"{len(misshaped)} of another shape: {some(misshaped)}")
-    if foreign:
-        faults.append(f"{len(foreign)} not the model's: {some(foreign)}")
-    if faults:
-        raise IncompleteCheckpoint(f"{source} does not fit the model: {'; '.join(faults)}")
+    expected = {name: tuple(target.shape) for name, target in parameters.items()}
+    wrong = misfits(expected, {name: array.shape for name, array in arrays.items()}, "parameters")
+    if wrong:
+        raise IncompleteCheckpoint(f"{source} does not fit the model: {'; '.join(wrong)}")
     for name, target in parameters.items():
         target.set_data(Tensor(arrays[name], target.dtype))
 

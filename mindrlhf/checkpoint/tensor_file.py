@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -48,7 +49,7 @@ def blocks(array: np.ndarray) -> Iterator[np.ndarray]:
         yield from blocks(array[len(array) // 2 :])
 
 
-class TensorFile:
+class TensorFile(ABC):
     """A weight file whose tensors lie in it as plain bytes. A subclass finds where.
 
     table: name -> spec in the order of the file. places: name -> (offset, length) of the pieces of its bytes.
@@ -69,13 +70,13 @@ class TensorFile:
             self._file.close()
             raise
 
+    @abstractmethod
     def _open(self) -> bool:
         """Fill `table` and `places`; whether the file has a checksum."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _sum_agrees(self) -> bool:
         """Whether the checksum is that of the bytes, of which all are in `_sums`."""
-        raise NotImplementedError
 
     def read(self, name: str) -> np.ndarray:
         """One tensor, its own dtype kept."""

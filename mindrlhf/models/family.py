@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Callable, ClassVar
 
 from mindrlhf.models.hf_weights import Group, are_ms, faults, to_hf, to_ms
-from mindrlhf.runtime.errors import IncompleteCheckpoint, UserError
+from mindrlhf.runtime.errors import IncompleteCheckpoint, Shapes, UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -107,14 +107,21 @@ class ModelFamily(ABC):
 
         Tensors that have MindFormers names already are returned as they are.
         """
+        self.check({name: array.shape for name, array in arrays.items()}, hf_config)
         groups = list(self.tensors(hf_config))
-        if are_ms(groups, arrays):
-            return arrays
-        shapes = {name: array.shape for name, array in arrays.items()}
+        return arrays if are_ms(groups, arrays) else to_ms(groups, arrays)
+
+    def check(self, shapes: Shapes, hf_config: Mapping[str, Any]) -> None:
+        """UserError where tensors of these Hugging Face names and shapes are not those of the config.
+
+        Tensors that have MindFormers names pass: the model itself tells of them.
+        """
+        groups = list(self.tensors(hf_config))
+        if are_ms(groups, shapes):
+            return
         wrong = faults(groups, shapes, lambda name: self.ignored(name, hf_config))
         if wrong:
             raise IncompleteCheckpoint("; ".join(wrong))
-        return to_ms(groups, arrays)
 
     def ms_to_hf(self, arrays: Arrays, hf_config: Mapping[str, Any]) -> Arrays:
         """The inverse of `hf_to_ms`; of gradients, which may be some of the tensors, too."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mindrlhf.models.family import TINY_HEAD, BuildOptions, register
 from mindrlhf.models.fused_weights import chained, fused_gate_up, fused_qkv, half_split_order, stacked
-from mindrlhf.models.hf_config import DECODER_KEYS, need, number
+from mindrlhf.models.hf_config import DECODER_KEYS, need, number, tiny_decoder
 from mindrlhf.models.hf_weights import Group, renamed
 from mindrlhf.models.mcore import McoreFamily
 from mindrlhf.runtime.errors import UserError
@@ -94,17 +94,16 @@ class Glm4Family(McoreFamily):
 
     def tensors(self, hf_config: Mapping[str, Any]) -> Iterator[Group]:
         """Names as in the form that config.json has; see McoreFamily."""
-        words = newer_words(hf_config)
-        groups = super().tensors(words)
-        yield from groups if is_newer(hf_config) else map(_older_name, groups)
+        groups = super().tensors(newer_words(hf_config))
+        yield from groups if is_newer(hf_config) else map(_older_form, groups)
 
     def constants(self, hf_config: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The frequencies that ChatGLMModel keeps beside its weights, (r/2,) for r entries that rotate."""
         import numpy as np
 
-        words = newer_words(hf_config)
-        if not words["older"]:
+        if is_newer(hf_config):
             return {}
+        words = newer_words(hf_config)
         rotary = int(need(words, "head_dim") * number(words, "partial_rotary_factor", ROTARY_SHARE))
         return {"transformer.rotary_pos_emb.inv_freq": words["rope_theta"] ** -(np.arange(0, rotary, 2) / rotary)}
 
@@ -113,12 +112,7 @@ class Glm4Family(McoreFamily):
         groups = need(hf_config, "num_key_value_heads")
         order = half_split_order(size, int(size * number(hf_config, "partial_rotary_factor", ROTARY_SHARE)))
         for kind in ("weight", "bias"):
-            fused = fused_qkv(theirs, f"{ours}.linear_qkv.{kind}", kind, heads, groups, size, hidden, order)
-            if hf_config.get("older"):
-                whole = f"{theirs}.query_key_value.{kind}"
-                rows = (heads * size, groups * size, groups * size)
-                fused = chained(stacked(whole, *rows, hidden=hidden if kind == "weight" else None), fused)
-            yield fused
+            yield fused_qkv(theirs, f"{ours}.linear_qkv.{kind}", kind, heads, groups, size, hidden, order)
         yield renamed(f"{theirs}.o_proj.weight", f"{ours}.linear_proj.weight", hidden, heads * size)
 
     def _mlp(self, hf_config: Mapping[str, Any], theirs: str, ours: str) -> Iterator[Group]:
@@ -129,25 +123,15 @@ class Glm4Family(McoreFamily):
 
     def tiny_config(self, vocab_size: int, hidden_size: int, layers: int) -> dict[str, Any]:
         """The words of glm-4-9b-chat-hf."""
-        heads = hidden_size // TINY_HEAD
         return {
+            **tiny_decoder(vocab_size, hidden_size, layers, TINY_HEAD),
             "architectures": ["GlmForCausalLM"],
             "model_type": "glm",
-            "vocab_size": vocab_size,
-            "hidden_size": hidden_size,
-            "intermediate_size": hidden_size * 11 // 4,
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-            "num_key_value_heads": heads // 2,
             "head_dim": TINY_HEAD,
-            "hidden_act": "silu",
-            "max_position_embeddings": 4096,
-            "initializer_range": 0.02,
             "rms_norm_eps": 1.5625e-07,
             "rope_theta": 5000000.0,
             "partial_rotary_factor": 0.5,
             "attention_bias": True,
-            "tie_word_embeddings": False,
         }
 
 
@@ -157,20 +141,24 @@ def is_newer(hf_config: Mapping[str, Any]) -> bool:
 
 
 def newer_words(hf_config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config in GlmForCausalLM's words, which win where both are there; `older` marks the other form."""
+    """The config in GlmForCausalLM's words, which win where both are there."""
     words = {ours: hf_config[theirs] for theirs, ours in OLDER_WORDS.items() if theirs in hf_config}
-    older = not is_newer(hf_config)
-    if older:
+    if not is_newer(hf_config):
         words["rope_theta"] = OLDER_THETA * number(hf_config, "rope_ratio", 1.0)
     rope = hf_config.get("rope_parameters") or {}
     nested = rope.get("partial_rotary_factor") if isinstance(rope, Mapping) else None
     words["partial_rotary_factor"] = ROTARY_SHARE if nested is None else nested
     given = {key: value for key, value in hf_config.items() if key != "partial_rotary_factor" or value is not None}
-    return {**words, **given, "older": older}
+    return {**words, **given}
 
 
-def _older_name(group: Group) -> Group:
-    """The same group under ChatGLMModel's names."""
+def _older_form(group: Group) -> Group:
+    """The same group in ChatGLMModel's form: under its names, q, k and v one below the other in one tensor."""
+    if len(group.hf) == 3:
+        first, *_ = group.hf
+        rows = [shape[0] for shape in group.hf.values()]
+        hidden = group.hf[first][1] if len(group.hf[first]) == 2 else None
+        group = chained(stacked(first.replace("q_proj", "query_key_value"), *rows, hidden=hidden), group)
     return Group({_older(name): shape for name, shape in group.hf.items()}, group.ms, group.join, group.split)
 
 

@@ -75,3 +75,20 @@ def refuse_unsupported(hf_config: Mapping[str, Any], seq_length: int, family: st
         raise UserError(f"config.json: sliding_window {window} is shorter than the rows ({seq_length} tokens)")
     if hf_config.get("quantization_config"):
         raise UserError("config.json: quantised weights are not supported; use the original ones")
+
+
+def tiny_decoder(vocab_size: int, hidden_size: int, layers: int, head_size: int) -> dict[str, Any]:
+    """What the config.json of every small decoder says: sizes, two queries to a key, silu, an untied head."""
+    heads = hidden_size // head_size
+    return {
+        "vocab_size": vocab_size,
+        "hidden_size": hidden_size,
+        "intermediate_size": hidden_size * 11 // 4,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads // 2,
+        "hidden_act": "silu",
+        "max_position_embeddings": 4096,
+        "initializer_range": 0.02,
+        "tie_word_embeddings": False,
+    }

@@ -6,13 +6,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Callable
 
-from mindrlhf.runtime.errors import some
+from mindrlhf.runtime.errors import Shapes, misfits
 
 if TYPE_CHECKING:
     import numpy as np
-
-Shape = tuple[int, ...]
-Shapes = Mapping[str, Shape]
 
 
 def same(*arrays: np.ndarray) -> Sequence[np.ndarray]:
@@ -66,24 +63,10 @@ def faults(groups: Iterable[Group], shapes: Shapes, ignored: Callable[[str], boo
 
     Clauses for a message, none where all is well. ignored: names that may be there and mean nothing.
     """
-    expected: dict[str, Shape] = {}
+    expected: dict[str, tuple[int, ...]] = {}
     for group in groups:
         expected.update(group.hf)
-    missing = [name for name in expected if name not in shapes]
-    misshaped = [
-        f"{name} is {tuple(shapes[name])}, the model's {tuple(shape)}"
-        for name, shape in expected.items()
-        if name in shapes and tuple(shapes[name]) != tuple(shape)
-    ]
-    foreign = [name for name in shapes if name not in expected and not ignored(name)]
-    clauses = []
-    if missing:
-        clauses.append(f"{len(missing)} of {len(expected)} tensors missing: {some(missing)}")
-    if misshaped:
-        clauses.append(f"{len(misshaped)} of another shape: {some(misshaped)}")
-    if foreign:
-        clauses.append(f"{len(foreign)} not the model's: {some(foreign)}")
-    return clauses
+    return misfits(expected, shapes, "tensors", ignored)
 
 
 def are_ms(groups: Iterable[Group], names: Collection[str]) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mindrlhf.models.family import TINY_HEAD, BuildOptions, ModelFamily, is_tied, register
-from mindrlhf.models.hf_config import DECODER_KEYS, check_heads, need, number, refuse_unsupported, whole
+from mindrlhf.models.hf_config import DECODER_KEYS, check_heads, need, number, refuse_unsupported, tiny_decoder, whole
 from mindrlhf.models.hf_weights import Group, renamed
 from mindrlhf.runtime.errors import UserError
 
@@ -152,22 +152,12 @@ class LlamaFamily(ModelFamily):
 
     def tiny_config(self, vocab_size: int, hidden_size: int, layers: int) -> dict[str, Any]:
         """Llama 3's words."""
-        heads = hidden_size // TINY_HEAD
         return {
+            **tiny_decoder(vocab_size, hidden_size, layers, TINY_HEAD),
             "architectures": [self.architectures[0]],
             "model_type": self.name,
-            "vocab_size": vocab_size,
-            "hidden_size": hidden_size,
-            "intermediate_size": hidden_size * 11 // 4,
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-            "num_key_value_heads": heads // 2,
-            "hidden_act": "silu",
-            "max_position_embeddings": 4096,
-            "initializer_range": 0.02,
             "rms_norm_eps": 1.0e-5,
             "rope_theta": 500000.0,
-            "tie_word_embeddings": False,
         }
 
 

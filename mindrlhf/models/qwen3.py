@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mindrlhf.models.family import TINY_HEAD, register
-from mindrlhf.models.hf_config import DECODER_KEYS
+from mindrlhf.models.hf_config import DECODER_KEYS, tiny_decoder
 from mindrlhf.models.mcore import McoreFamily
 
 
@@ -20,20 +20,11 @@ class Qwen3Family(McoreFamily):
 
     def tiny_config(self, vocab_size: int, hidden_size: int, layers: int) -> dict[str, Any]:
         """The words of Qwen3-8B."""
-        heads = hidden_size // TINY_HEAD
         return {
+            **tiny_decoder(vocab_size, hidden_size, layers, TINY_HEAD),
             "architectures": ["Qwen3ForCausalLM"],
             "model_type": "qwen3",
-            "vocab_size": vocab_size,
-            "hidden_size": hidden_size,
-            "intermediate_size": hidden_size * 11 // 4,
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-            "num_key_value_heads": heads // 2,
             "head_dim": TINY_HEAD,
-            "hidden_act": "silu",
-            "max_position_embeddings": 4096,
-            "initializer_range": 0.02,
             "rms_norm_eps": 1.0e-6,
             "rope_theta": 1000000.0,
             "rope_scaling": None,
@@ -41,7 +32,6 @@ class Qwen3Family(McoreFamily):
             "use_sliding_window": False,
             "sliding_window": None,
             "max_window_layers": layers,
-            "tie_word_embeddings": False,
         }
 
 

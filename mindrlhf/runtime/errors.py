@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Callable
 
 from mindrlhf.runtime.interrupts import heed_interrupts
 
 NAMED = 10  # names that a message lists
+Shapes = Mapping[str, tuple[int, ...]]
 INTERRUPTED = 130  # as the shell says of Ctrl-C
 # Absent where an environment was not activated.
 PACKAGES = (
@@ -71,6 +72,30 @@ def some(names: Sequence[str]) -> str:
     """The first ten names for a message, and how many more there are."""
     shown = ", ".join(names[:NAMED])
     return shown if len(names) <= NAMED else f"{shown}, and {len(names) - NAMED} more"
+
+
+def misfits(
+    expected: Shapes, found: Shapes, what: str, ignored: Callable[[str], bool] = lambda name: False
+) -> list[str]:
+    """What is wrong with tensors of these names and shapes: missing, of another shape, foreign; [] where all is well.
+
+    Clauses for a message. what: the word for what is expected. ignored: names that may be there and mean nothing.
+    """
+    missing = [name for name in expected if name not in found]
+    misshaped = [
+        f"{name} is {tuple(found[name])}, the model's {tuple(shape)}"
+        for name, shape in expected.items()
+        if name in found and tuple(found[name]) != tuple(shape)
+    ]
+    foreign = [name for name in found if name not in expected and not ignored(name)]
+    clauses = []
+    if missing:
+        clauses.append(f"{len(missing)} of {len(expected)} {what} missing: {some(missing)}")
+    if misshaped:
+        clauses.append(f"{len(misshaped)} of another shape: {some(misshaped)}")
+    if foreign:
+        clauses.append(f"{len(foreign)} not the model's: {some(foreign)}")
+    return clauses
 
 
 def _say(sentence: str, code: int) -> int:

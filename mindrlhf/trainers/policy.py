@@ -13,7 +13,6 @@ from mindrlhf.checkpoint import store
 from mindrlhf.checkpoint.tensors import Tensors
 from mindrlhf.config.schema import Config
 from mindrlhf.models import BuildOptions, ModelFamily, chosen_family, family_of
-from mindrlhf.models.hf_weights import are_ms, faults
 from mindrlhf.runtime.device import Device
 from mindrlhf.runtime.errors import IncompleteCheckpoint, UserError, some
 from mindrlhf.runtime.logging import warn
@@ -44,13 +43,12 @@ class Source:
 
         Of tensors under Hugging Face names; of others the model is asked when they are loaded.
         """
-        groups = list(self.family.tensors(self.hf_config))
         with Tensors(self.weights) as opened:
             shapes = {name: spec.shape for name, spec in opened.specs.items()}
-        if not are_ms(groups, shapes):
-            wrong = faults(groups, shapes, lambda name: self.family.ignored(name, self.hf_config))
-            if wrong:
-                raise IncompleteCheckpoint(f"{self.weights} does not fit the model: {'; '.join(wrong)}")
+        try:
+            self.family.check(shapes, self.hf_config)
+        except IncompleteCheckpoint as error:
+            raise IncompleteCheckpoint(f"{self.weights} does not fit the model: {error}") from None
 
     def read(self) -> dict[str, Any]:
         """All tensors under MindFormers names, of weights that `check` has passed."""
