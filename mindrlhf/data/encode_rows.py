@@ -24,6 +24,7 @@ from mindrlhf.data.sources import Source
 from mindrlhf.data.templates import TemplateError
 from mindrlhf.data.tokenizers import ChatTokenizer, load_tokenizer
 from mindrlhf.runtime.errors import UserError
+from mindrlhf.runtime.interrupts import undisturbed
 from mindrlhf.runtime.logging import quiet
 
 # What becomes of a row: ids, a reason why there are none, or None where it is overlong.
@@ -95,7 +96,7 @@ def encode_rows(encoder: RowEncoder, rows: Iterable[RawRow], processes: int) -> 
         yield from map(encoder.encode, rows)
         return
     with ExitStack() as stack:
-        helpers = [stack.enter_context(closing(helper)) for helper in _start(encoder, processes)]
+        helpers = _start(encoder, processes, stack)
         turn = cycle(helpers)
         waiting: deque[_Helper] = deque()
         for task in tasks(rows):
@@ -122,18 +123,14 @@ def tasks(rows: Iterable[RawRow]) -> Iterator[Task]:
         yield task
 
 
-def _start(encoder: RowEncoder, count: int) -> list[_Helper]:
+def _start(encoder: RowEncoder, count: int, stack: ExitStack) -> list[_Helper]:
     # Not forked: MindSpore's threads would be missing, with the locks that they hold.
     context = multiprocessing.get_context("spawn")
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    try:
-        # Started with the first process otherwise, this would unblock the signal.
-        resource_tracker.ensure_running()
-        # Ctrl-C is the parent's to answer: they inherit that it is blocked, and so it is from their first moment.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        return [_Helper(context, encoder) for _ in range(count)]
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    # Started with the first process otherwise, this would unblock the signal.
+    resource_tracker.ensure_running()
+    # Ctrl-C is the parent's to answer, and that only when they have been told what to do.
+    with undisturbed():
+        return [stack.enter_context(closing(_Helper(context, encoder))) for _ in range(count)]
 
 
 class _Helper:

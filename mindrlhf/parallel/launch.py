@@ -46,7 +46,7 @@ environment:
   NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT  the same line on several nodes, WORKERS being those of all together"""
 POLL_SECONDS = 0.1
 # After the first failure the others may still end by themselves, and rank 0 say the same thing in its own voice.
-GRACE_SECONDS = 2.0
+GRACE_SECONDS = 4.0
 # msrun kills all workers within a second of the first that fails, so that one stays until the launcher has seen it.
 HOLD_SECONDS = 10.0
 # MindSpore's log lines: "[INFO] DISTRIBUTED(812,7f30,python):2026-..." and "[WARNING] ME(812:1405,MainProcess):...".

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def heed_interrupts() -> None:
@@ -25,3 +27,13 @@ def _hand_over() -> None:
     while True:
         signal.sigwait({signal.SIGINT})
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Within it Ctrl-C waits, and what this thread starts has it blocked from its first moment."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGUSR1})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -122,7 +122,11 @@ def test_threads_are_shared_out_unless_set(folder: Path) -> None:
 def test_the_failing_worker_speaks_and_its_exit_code_is_passed_on(folder: Path) -> None:
     code = JOIN + (
         'log("begin")\n'
-        "if device.rank == 1:\n"
+        "if device.rank == 0:\n"
+        "    open('../begun', 'w').close()\n"
+        "else:\n"
+        "    while not os.path.exists('../begun'):\n"
+        "        time.sleep(0.1)\n"
         '    print("error: x.jsonl line 3 is broken", file=sys.stderr)\n'
         "    sys.exit(3)\n"
         "device.barrier()\n"
