@@ -7,6 +7,7 @@ from mindspore import nn, ops
 
 from mindrlhf.cells.scoring import ScoreSequences
 from mindrlhf.losses import Objective
+from mindrlhf.parallel.layout import ONE_WORKER, Layout
 
 # What the cell returns of each pair beside its loss; they add up over pairs, micro-batches and workers. The loss is the
 # sum of the first two, of which the one is divided by the pairs and the other by the scored chosen tokens of the batch.
@@ -40,21 +41,19 @@ class PreferenceCell(nn.Cell):
     the first two sums. The cell adds no prefix: parameter names stay
     MindFormers' own.
 
-    explicit_reduction False is semi-auto parallel over data_parallel x model_parallel workers. The gradients of this
-    loss are then too large by the number of workers, see `TrainStep`.
+    Under a layout of semi-auto parallel the gradients of this loss are too large by the number of workers, see
+    `TrainStep`.
     """
 
     def __init__(
         self,
         score: ScoreSequences,
         objective: Objective,
-        explicit_reduction: bool = True,
-        data_parallel: int = 1,
-        model_parallel: int = 1,
+        layout: Layout = ONE_WORKER,
         aux_loss_coef: float = 0.0,
     ) -> None:
         super().__init__(auto_prefix=False)
-        dp = data_parallel
+        dp, mp = layout.data_parallel, layout.model_parallel
         self.score = score
         self.aux_loss_coef = aux_loss_coef
         self.num_sums = len(SUMS) + bool(aux_loss_coef)
@@ -72,7 +71,7 @@ class PreferenceCell(nn.Cell):
         self.ones = ms.Tensor([1.0] * (len(SUMS) - 2), ms.float32)
         # Pairs do not meet before their sums: semi-auto parallel need not look into what is done to each, and every
         # operator in there, of whatever loss, works on the pairs of its own worker.
-        self.figures = self._figures if explicit_reduction else self._local_figures(dp, model_parallel)
+        self.figures = self._local_figures(dp, mp) if layout.semi_auto else self._figures
 
     def can_generate(self) -> bool:
         """False: MindFormers' `build_network` asks every network it builds."""

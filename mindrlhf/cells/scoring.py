@@ -9,6 +9,8 @@ from __future__ import annotations
 import mindspore as ms
 from mindspore import nn, ops
 
+from mindrlhf.parallel.layout import ONE_WORKER, Layout
+
 CHUNK = 512  # scored tokens that meet the vocabulary at once
 
 
@@ -143,29 +145,29 @@ class ScoreTokens(nn.Cell):
     """hidden (R,S,H), weight (V,H), predict_from (R,T), targets (R,T) -> of each scored token log p and, without
     gradient, the mean of its logits over the vocabulary and log sum_v p_v^2, all (R,T) float32.
 
-    explicit_reduction: gradients are summed over workers by us, so the memory-saving own backward may be used.
+    Where `layout` leaves the sum of gradients over workers to us, the memory-saving own backward is used.
+    vocabulary_parts: over how many workers the rows of `weight` are divided.
     squares: whether the third is asked for; it is 0 otherwise.
     """
 
     def __init__(
         self,
-        explicit_reduction: bool,
-        data_parallel: int = 1,
-        vocab_parallel: int = 1,
+        layout: Layout,
+        vocabulary_parts: int = 1,
         chunk: int = CHUNK,
         squares: bool = False,
     ) -> None:
         super().__init__()
-        dp = data_parallel
-        self.explicit = explicit_reduction
+        dp = layout.data_parallel
+        self.explicit = not layout.semi_auto
         self.chunk = chunk
         self.gather = ops.Gather(batch_dims=1).shard(((dp, 1, 1), (dp, 1)))
         self.rows = ops.StridedSlice().shard(((dp, 1, 1),))
         self.tokens = ops.StridedSlice().shard(((dp, 1),))
         self.join = ops.Concat(1).shard(((dp, 1), (dp, 1)))
         self.weight_cast = ops.Cast()
-        own, sharded = TokenLogps(chunk, squares), ShardedTokenLogps(dp, vocab_parallel, squares)
-        self.logps = own if explicit_reduction else sharded
+        own, sharded = TokenLogps(chunk, squares), ShardedTokenLogps(dp, vocabulary_parts, squares)
+        self.logps = own if self.explicit else sharded
 
     def construct(self, hidden, weight, predict_from, targets):
         rows, count = predict_from.shape
@@ -235,7 +237,7 @@ class ScoreSequences(nn.Cell):
     for it, over the tokens that are no padding; 0 otherwise.
 
     The shared length and the last sum are computed where `shared` and `squares` ask for it; else they are the log-prob
-    and 0. explicit_reduction False is semi-auto parallel, see `ScoreTokens`.
+    and 0. layout, vocabulary_parts: see `ScoreTokens`.
     """
 
     def __init__(
@@ -245,15 +247,14 @@ class ScoreSequences(nn.Cell):
         seq_length: int,
         rows_per_unit: int,
         pairs_per_unit: int,
-        explicit_reduction: bool = True,
-        data_parallel: int = 1,
-        vocab_parallel: int = 1,
+        layout: Layout = ONE_WORKER,
+        vocabulary_parts: int = 1,
         shared: bool = False,
         squares: bool = False,
         balance: bool = False,
     ) -> None:
         super().__init__(auto_prefix=False)
-        dp = data_parallel
+        dp = layout.data_parallel
         self.backbone = backbone
         self.balance = balance
         self.real = ops.NotEqual().shard(((dp, 1), ()))
@@ -262,7 +263,7 @@ class ScoreSequences(nn.Cell):
         self.shared = shared
         self.squares = squares
         self.mask = SegmentMask(seq_length, dp)
-        self.score = ScoreTokens(explicit_reduction, dp, vocab_parallel, squares=squares)
+        self.score = ScoreTokens(layout, vocabulary_parts, squares=squares)
         self.sum_sequences = SumSequences(rows_per_unit, pairs_per_unit, dp)
         self.scored = ops.NotEqual().shard(((dp, 1), ()))
         self.pick = ops.Mul().shard(((dp, 1), (dp, 1)))

@@ -74,7 +74,7 @@ def predict(config: Config, words: Sequence[str] | None, output: str | None) -> 
     from mindrlhf.trainers.provenance import require_known_token
     from mindrlhf.trainers.setup import setup_device
 
-    device = setup_device(config, one_model_each=True)
+    device = setup_device(config)
     source = find_source(config)
     tokenizer = load_tokenizer(
         config.tokenizer.path or str(source.weights.folder), chat_template=config.tokenizer.chat_template

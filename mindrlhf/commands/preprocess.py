@@ -126,7 +126,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     from mindrlhf.trainers.setup import setup_device
 
-    Preprocessing(words, config, setup_device(config, one_model_each=True)).run()
+    Preprocessing(words, config, setup_device(config)).run()
     return 0
 
 

@@ -88,27 +88,27 @@ def _train(config: Config) -> None:
     from mindrlhf.trainers.best import Best
     from mindrlhf.trainers.dpo import DPOTrainer
     from mindrlhf.trainers.loop import train
-    from mindrlhf.trainers.setup import setup_device
+    from mindrlhf.trainers.setup import setup_training
 
     if not config.data.train:
         raise UserError("nothing to train on; give --train_dataset a MindRecord that tools/dpo_preprocess.py wrote")
     if config.train.eval_steps and not config.data.eval:
         warn("train.eval_steps is set, and there is nothing to evaluate on; give --eval_dataset")
     Best.of(config)  # refuses what cannot be, before the model is built
-    device = setup_device(config)
-    train(DPOTrainer(config, device), config, device)
+    device, layout = setup_training(config)
+    train(DPOTrainer(config, device, layout), config, device)
 
 
 def _evaluate(config: Config) -> None:
     from mindrlhf.runtime.files import replacing
     from mindrlhf.runtime.metrics import MetricsWriter, finite
     from mindrlhf.trainers.dpo import DPOTrainer
-    from mindrlhf.trainers.setup import setup_device
+    from mindrlhf.trainers.setup import setup_training
 
     if not config.data.eval:
         raise UserError("nothing to evaluate on; give --eval_dataset a MindRecord that tools/dpo_preprocess.py wrote")
-    device = setup_device(config)
-    trainer = DPOTrainer(config, device)
+    device, layout = setup_training(config)
+    trainer = DPOTrainer(config, device, layout)
     output = Path(config.output_dir)
     if device.rank == 0:
         with replacing(output / PAIRS_FILE) as temporary, temporary.open("w", encoding="utf-8") as file:

@@ -34,6 +34,7 @@ MOVED = {
     "parallel_config.micro_batch_num": "parallel.micro_batch_num",
     "parallel_config.vocab_emb_dp": "parallel.vocab_emb_dp",
     "parallel_config.expert_parallel": "parallel.expert_parallel",
+    "parallel_config.use_seq_parallel": "parallel.sequence_parallel",
 }
 RENAMED = {  # values of keys that have the same name in both
     "run_mode": {"finetune": "train"},

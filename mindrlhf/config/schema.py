@@ -160,6 +160,7 @@ class Parallel:
     optimizer_shard: bool = _leaf(False, _yes_no)
     vocab_emb_dp: bool = _leaf(True, _yes_no)
     expert_parallel: int = _leaf(1, _count)
+    sequence_parallel: bool = _leaf(False, _yes_no)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Callable, ClassVar
 
+from mindrlhf.models.hf_config import need, whole
 from mindrlhf.models.hf_weights import Group, are_ms, faults, to_hf, to_ms
+from mindrlhf.parallel.layout import ONE_WORKER, Layout, ModelShape
 from mindrlhf.runtime.errors import IncompleteCheckpoint, Shapes, UserError
 
 if TYPE_CHECKING:
@@ -26,21 +28,15 @@ class BuildOptions:
 
     seq_length: S, tokens of a row. compute_dtype, param_dtype: names such as "float32". fused: the Ascend kernels
     (flash attention, RmsNorm) instead of the plain ones. aux_loss_coef: weight of a router's load-balance loss, None as
-    config.json says. The rest is the parallel layout.
+    config.json says. layout: how the model is spread.
     """
 
     seq_length: int
     compute_dtype: str = "float32"
     param_dtype: str = "float32"
     fused: bool = False
-    data_parallel: int = 1
-    model_parallel: int = 1
-    pipeline_stage: int = 1
-    micro_batch_num: int = 1
-    optimizer_shard: bool = False
-    vocab_emb_dp: bool = True
-    expert_parallel: int = 1
     aux_loss_coef: float | None = None
+    layout: Layout = ONE_WORKER
 
 
 class ModelFamily(ABC):
@@ -90,6 +86,20 @@ class ModelFamily(ABC):
     @abstractmethod
     def tiny_config(self, vocab_size: int, hidden_size: int, layers: int) -> dict[str, Any]:
         """config.json of a small model, with the keys that published checkpoints carry; head size TINY_HEAD."""
+
+    def shape(self, hf_config: Mapping[str, Any]) -> ModelShape:
+        """The sizes that a layout divides."""
+        heads, hidden = need(hf_config, "num_attention_heads"), need(hf_config, "hidden_size")
+        return ModelShape(
+            layers=need(hf_config, "num_hidden_layers"),
+            hidden=hidden,
+            heads=heads,
+            kv_heads=whole(hf_config, "num_key_value_heads", heads),
+            head_dim=whole(hf_config, "head_dim", hidden // heads),
+            intermediate=need(hf_config, "intermediate_size"),
+            vocab=need(hf_config, "vocab_size"),
+            tied=is_tied(hf_config),
+        )
 
     def constants(self, hf_config: Mapping[str, Any]) -> Arrays:
         """What a published checkpoint holds beside its weights and config.json tells: float64 by Hugging Face name."""

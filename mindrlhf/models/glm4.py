@@ -12,6 +12,7 @@ from mindrlhf.models.fused_weights import chained, fused_gate_up, fused_qkv, hal
 from mindrlhf.models.hf_config import DECODER_KEYS, need, number, tiny_decoder
 from mindrlhf.models.hf_weights import Group, renamed
 from mindrlhf.models.mcore import McoreFamily
+from mindrlhf.parallel.layout import ModelShape
 from mindrlhf.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -91,6 +92,10 @@ class Glm4Family(McoreFamily):
         from mindformers import ChatGLM2Config
 
         return super().mindformers_keys() | frozenset(inspect.signature(ChatGLM2Config.__init__).parameters)
+
+    def shape(self, hf_config: Mapping[str, Any]) -> ModelShape:
+        """See ModelFamily."""
+        return super().shape(newer_words(hf_config))
 
     def tensors(self, hf_config: Mapping[str, Any]) -> Iterator[Group]:
         """Names as in the form that config.json has; see McoreFamily."""

@@ -179,16 +179,18 @@ def _kernels(options: BuildOptions) -> dict[str, Any]:
 
 def _layout(options: BuildOptions) -> dict[str, Any]:
     """The parallel layout in TransformerConfig's words, and in those that a cell's maker reads."""
+    layout = options.layout
     return {
-        "data_parallel_size": options.data_parallel,
-        "tensor_model_parallel_size": options.model_parallel,
-        "pipeline_model_parallel_size": options.pipeline_stage,
-        "expert_model_parallel_size": options.expert_parallel,
-        "micro_batch_num": options.micro_batch_num,
+        "data_parallel_size": layout.data_parallel,
+        "tensor_model_parallel_size": layout.model_parallel,
+        "pipeline_model_parallel_size": layout.pipeline_stage,
+        "expert_model_parallel_size": layout.expert_parallel,
+        "sequence_parallel": layout.sequence_parallel,
+        "micro_batch_num": layout.micro_batch_num,
         "parallel_config": {
-            "data_parallel": options.data_parallel,
-            "model_parallel": options.model_parallel,
-            "pipeline_stage": options.pipeline_stage,
+            "data_parallel": layout.data_parallel,
+            "model_parallel": layout.model_parallel,
+            "pipeline_stage": layout.pipeline_stage,
             # GPTModel splits embedding and head over model_parallel wherever the vocabulary divides.
             "vocab_emb_dp": False,
         },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mindrlhf.models.family import TINY_HEAD, BuildOptions, register
@@ -10,6 +11,7 @@ from mindrlhf.models.fused_weights import stacked_experts
 from mindrlhf.models.hf_config import need, number
 from mindrlhf.models.hf_weights import Group, renamed
 from mindrlhf.models.qwen3 import Qwen3Family
+from mindrlhf.parallel.layout import ModelShape
 from mindrlhf.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -54,9 +56,18 @@ class Qwen3MoeFamily(Qwen3Family):
             "moe_token_dispatcher_type": "alltoall",
             "moe_shared_expert_intermediate_size": None,
             # GPTModel refuses experts beside split tensors without it.
-            "sequence_parallel": options.model_parallel > 1,
+            "sequence_parallel": options.layout.model_parallel > 1,
             "aux_loss_coef": coefficient,
         }
+
+    def shape(self, hf_config: Mapping[str, Any]) -> ModelShape:
+        """See ModelFamily; the intermediate size is an expert's."""
+        inner = need(hf_config, "moe_intermediate_size")
+        return replace(
+            super().shape({**hf_config, "intermediate_size": inner}),
+            experts=count_experts(hf_config),
+            experts_per_token=need(hf_config, "num_experts_per_tok"),
+        )
 
     def build(self, config: Any) -> nn.Cell:
         """See McoreFamily."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import signal
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -19,47 +19,17 @@ COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
-class ParallelSettings:
-    """How the model is spread: data_parallel x model_parallel x pipeline_stage = workers.
-
-    data_parallel None is what the others leave. `strategy_folder`: where a semi-auto run writes its layout.
-    """
-
-    data_parallel: int | None = None
-    model_parallel: int = 1
-    pipeline_stage: int = 1
-    optimizer_shard: bool = False
-    strategy_folder: str | None = None
-
-    @property
-    def semi_auto(self) -> bool:
-        """Whether MindSpore's parallel passes split tensors, so that they insert the communication themselves."""
-        return self.model_parallel > 1 or self.pipeline_stage > 1 or self.optimizer_shard
-
-
-@dataclass(frozen=True)
 class Device:
     """What this process runs on; `rank` of `world` workers."""
 
     target: str
     rank: int = 0
     world: int = 1
-    parallel: ParallelSettings = field(default_factory=ParallelSettings)
-
-    @property
-    def data_parallel(self) -> int:
-        """Number of groups of workers that each see their own pairs."""
-        return self.parallel.data_parallel or 1
 
     @property
     def flash_attention(self) -> bool:
         """Whether the Ascend kernels are there: flash attention, the fused norm and rotary embedding."""
         return self.target == "Ascend"
-
-    @property
-    def explicit_reduction(self) -> bool:
-        """Whether we sum gradients over workers ourselves (one process, data parallel) and not the parallel passes."""
-        return not self.parallel.semi_auto
 
     def compute_dtype(self, dtype: str = "auto") -> str:
         """The type of matrix products for `model.dtype`: auto is float32 on CPU, bfloat16 on Ascend."""
@@ -106,17 +76,16 @@ class Device:
             time.sleep(LINGER_SECONDS)
 
 
-def setup(target: str = "auto", *, seed: int = 0, parallel: ParallelSettings = ParallelSettings()) -> Device:
-    """Choose the device, join the cluster, set MindSpore's context; once per process, before any tensor is made.
+def setup(target: str = "auto", *, seed: int = 0) -> Device:
+    """Choose the device and join the cluster; once per process, before any tensor is made.
 
     msrun starts one process more than there are workers, its scheduler, which runs the same script: it stays in here
     until the workers are done and then ends. So nothing is to be written before this call.
 
     Raises:
-        UserError: no such target here, or a layout that does not fit the workers or the target.
+        UserError: no such target here.
     """
     target = _find_target(target)
-    parallel = _fit(parallel, target, logging.world())
 
     import mindspore
     from mindspore import communication
@@ -127,34 +96,13 @@ def setup(target: str = "auto", *, seed: int = 0, parallel: ParallelSettings = P
         # While MindSpore compiles or runs a graph it turns Ctrl-C into this signal, which would end us without a word.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         set_seeds(seed)
-        return Device(target, parallel=parallel)
+        return Device(target)
     communication.init()
     # It has put its own handler in place, with which Ctrl-C no longer reaches Python.
     signal.signal(signal.SIGINT, signal.getsignal(signal.SIGINT))
     logging.mute_teardown()
     set_seeds(seed)
-    device = Device(target, communication.get_rank(), communication.get_group_size(), parallel)
-    if not parallel.semi_auto:
-        mindspore.set_auto_parallel_context(
-            parallel_mode="data_parallel", gradients_mean=False, device_num=device.world, global_rank=device.rank
-        )
-        return device
-    mindspore.set_auto_parallel_context(
-        parallel_mode="semi_auto_parallel",
-        gradients_mean=False,
-        device_num=device.world,
-        global_rank=device.rank,
-        dataset_strategy="full_batch",
-        pipeline_stages=parallel.pipeline_stage,
-        enable_parallel_optimizer=parallel.optimizer_shard,
-    )
-    if parallel.optimizer_shard:
-        # By default parameters under 64 KB stay whole, and small models would not be split at all.
-        mindspore.set_auto_parallel_context(parallel_optimizer_config={"parallel_optimizer_threshold": 0})
-    if parallel.strategy_folder:
-        file = f"{parallel.strategy_folder}/ckpt_strategy_rank_{device.rank}.ckpt"
-        mindspore.set_auto_parallel_context(strategy_ckpt_config={"save_file": file})
-    return device
+    return Device(target, communication.get_rank(), communication.get_group_size())
 
 
 def _find_target(target: str) -> str:
@@ -169,24 +117,3 @@ def _find_target(target: str) -> str:
     if target == "Ascend":
         raise UserError("device.target: this MindSpore finds no Ascend device; use CPU, or install the Ascend runtime")
     return "CPU"
-
-
-def _fit(parallel: ParallelSettings, target: str, world: int) -> ParallelSettings:
-    """The settings with data_parallel filled in."""
-    if parallel.pipeline_stage > 1:
-        raise UserError(
-            f"parallel.pipeline_stage is {parallel.pipeline_stage}; pipelines are not supported for training yet, use 1"
-        )
-    if target == "CPU" and parallel.semi_auto:
-        for name in ("model_parallel", "optimizer_shard"):
-            if getattr(parallel, name) > 1 or getattr(parallel, name) is True:
-                raise UserError(f"parallel.{name} needs Ascend: MindSpore's semi-auto parallel does not run on CPU")
-    inner = parallel.model_parallel * parallel.pipeline_stage
-    data_parallel = parallel.data_parallel or world // inner
-    if data_parallel * inner != world:
-        raise UserError(
-            f"parallel: data_parallel {parallel.data_parallel or 'auto'} x model_parallel {parallel.model_parallel} x "
-            f"pipeline_stage {parallel.pipeline_stage} does not make the {world} processes that run; "
-            f"use parallel.data_parallel=auto"
-        )
-    return replace(parallel, data_parallel=data_parallel)

@@ -16,6 +16,7 @@ from mindrlhf.config.schema import Config
 from mindrlhf.data.batches import Counts, PreferenceBatches, batch_shape, count, split_micro_batches
 from mindrlhf.data.records import Pair, PairRecords
 from mindrlhf.data.rows import COLLATIONS, Rows
+from mindrlhf.parallel.layout import Layout
 from mindrlhf.parallel.strategy import strategy_path, write_strategy
 from mindrlhf.runtime.device import Device
 from mindrlhf.runtime.errors import UserError
@@ -35,34 +36,35 @@ FIRST_STEP = {"float32": (1e-5, 1e-3), "float16": (2e-2, 1e-3), "bfloat16": (2e-
 class DPOTrainer:
     """A `loop.Trainer` on preference records."""
 
-    def __init__(self, config: Config, device: Device) -> None:
+    def __init__(self, config: Config, device: Device, layout: Layout) -> None:
         self.config = config
         self.device = device
+        self.layout = layout
         self.loss: LossSettings = loss_settings(config)
         train = provenance.open_records(config.data.train) if config.run_mode == "train" else None
         evaluated = provenance.open_records(config.data.eval) if config.data.eval else None
         opened = [records for records in (train, evaluated) if records is not None]
         self.shape = batch_shape(opened, config.data.seq_len)
         self.micro, self.passes = split_micro_batches(
-            config.train.global_batch_pairs, device.data_parallel, config.train.micro_batch_pairs
+            config.train.global_batch_pairs, layout.data_parallel, config.train.micro_batch_pairs
         )
-        if self.passes > 1 and not device.explicit_reduction:
+        if self.passes > 1 and layout.semi_auto:
             raise UserError(
                 "train.micro_batch_pairs: a step of several passes is not supported with model_parallel or "
                 f"optimizer_shard; use {self.micro * self.passes}, or a smaller train.global_batch_pairs"
             )
         self.source = find_source(config)
-        check_routing(config, self.source.family, device)
+        check_routing(config, self.source.family, layout)
         self.tokenizer = provenance.find_tokenizer(config, self.source.weights.folder, opened[0])
-        options = build_options(config, device, self.shape.length)
+        options = build_options(config, device, self.shape.length, layout)
         self.dtype = options.compute_dtype
         family = self.source.family
         model_config = family.from_hf_config(self.source.hf_config, options)
         for records in opened:
             provenance.check_record(records, self.tokenizer, self.loss, model_config["vocab_size"])
         require_writable(config.output_dir)
-        layout = config.data.layout
-        self.cell = build_preference_cell(family, model_config, self.loss, device.explicit_reduction, layout)
+        layout.check_model(family.shape(self.source.hf_config), self.shape.length)
+        self.cell = build_preference_cell(family, model_config, self.loss, layout.of_model, config.data.layout)
         fingerprint = load_weights(self.source, self.cell)
         self.reference = self._online_reference(model_config["vocab_size"])
         if self.reference:
@@ -87,7 +89,9 @@ class DPOTrainer:
             )
         source = find_source(self.config, rlhf.reference_checkpoint)
         # A reference that takes part in the policy's updates is kept as exact as the policy.
-        options = build_options(self.config, self.device, self.shape.length, frozen=not rlhf.sync_ref_model)
+        options = build_options(
+            self.config, self.device, self.shape.length, self.layout, frozen=not rlhf.sync_ref_model
+        )
         model_config = source.family.from_hf_config(source.hf_config, options)
         if model_config["vocab_size"] != vocabulary:
             raise UserError(
@@ -97,8 +101,8 @@ class DPOTrainer:
         return OnlineReference(
             source,
             model_config,
-            layout=self.config.data.layout,
-            explicit_reduction=self.device.explicit_reduction,
+            collation=self.config.data.layout,
+            layout=self.layout.of_model,
             shared=self.loss.objective.needs_shared,
         )
 
@@ -109,25 +113,25 @@ class DPOTrainer:
         steps = total_steps(config, self.steps_per_epoch)
         self.learning_rates = learning_rates(config.optimizer.learning_rate, config.lr_schedule, steps)
         self.optimizer = build_optimizer(self.cell, config.optimizer, self.learning_rates)
-        reduce_over, split_over = (device.world, 1) if device.explicit_reduction else (1, device.world)
+        reduce_over, split_over = (1, device.world) if self.layout.semi_auto else (device.world, 1)
         self.step = TrainStep(
             self.cell, self.optimizer, config.train.max_grad_norm, self.passes, reduce_over, split_over
         )
         self.step.set_train()
         log(
             f"{len(records)} pairs, {steps} steps of {config.train.global_batch_pairs}: "
-            f"{device.data_parallel} worker(s) x {self.micro} pair(s) x {self.passes} pass(es), "
+            f"{self.layout.data_parallel} worker(s) x {self.micro} pair(s) x {self.passes} pass(es), "
             f"rows of {self.shape.length} tokens"
         )
 
     def _batches(self, records: PairRecords, shuffle: bool = False, whole_set: bool = False) -> PreferenceBatches:
-        feeders = self.device.world if self.device.explicit_reduction else 1
+        feeders = 1 if self.layout.semi_auto else self.device.world
         return PreferenceBatches(
             records,
             self.shape,
             self.config.train.global_batch_pairs,
             # Under semi-auto parallel every process is given the rows of all, and MindSpore takes its own.
-            self.micro * self.device.data_parallel // feeders,
+            self.micro * self.layout.data_parallel // feeders,
             worker=self.device.rank if feeders > 1 else 0,
             workers=feeders,
             shuffle=shuffle,
@@ -193,14 +197,14 @@ class DPOTrainer:
                 for pair, figures in zip(self.eval_batches.pairs(number), everyone):
                     write(_row(pair, figures))
         self.cell.set_train()
-        if self.device.explicit_reduction:
+        if not self.layout.semi_auto:
             sums = self.device.all_sum(sums)
         assert self.eval_batches.whole is not None
         return _figures(sums, self.eval_batches.whole)
 
     def _of_all_workers(self, mine: np.ndarray) -> np.ndarray:
         """The rows of every worker's share of a global batch, in order."""
-        if not self.device.explicit_reduction:
+        if self.layout.semi_auto:
             return mine
         places = np.zeros((self.device.world, *mine.shape), mine.dtype)
         places[self.device.rank] = mine
@@ -242,7 +246,7 @@ class DPOTrainer:
             "train.global_batch_pairs": self.config.train.global_batch_pairs,
             "train.max_grad_norm": self.config.train.max_grad_norm,
             "total_steps": len(self.learning_rates) if self.config.lr_schedule.type != "constant" else None,
-            "workers": self.device.world if not self.device.explicit_reduction else None,
+            "workers": self.device.world if self.layout.semi_auto else None,
         }
 
     def save(self, folder: Path) -> Path:
@@ -254,9 +258,9 @@ class DPOTrainer:
             arrays,
             rank=device.rank,
             barrier=device.barrier,
-            replicated=device.explicit_reduction,
+            replicated=not self.layout.semi_auto,
         )
-        if device.explicit_reduction:
+        if not self.layout.semi_auto:
             shapes = {name: array.shape for name, array in arrays.items()}
             write_strategy(strategy_path(folder / "strategy", device.rank), shapes, device.world)
         if device.rank == 0:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Callable, Protocol
 
 from mindrlhf.checkpoint import resume
 from mindrlhf.config.schema import Config
+from mindrlhf.parallel.layout import Layout
 from mindrlhf.runtime.device import Device
 from mindrlhf.runtime.errors import UserError
 from mindrlhf.runtime.logging import log
@@ -30,6 +31,7 @@ EVALUATIONS = "evaluations"  # where they stand in the state of a saved step
 class Trainer(Protocol):
     """What the loop needs of an algorithm. Metrics are figures over the global batch, the same on every worker."""
 
+    layout: Layout
     steps_per_epoch: int
     tokens_seen: int  # non-padding tokens of all steps so far
 
@@ -194,7 +196,7 @@ def _save_step(trainer: Trainer, evaluations: _Evaluations, output: Path, step: 
         world=device.world,
         barrier=device.barrier,
         keep=config.train.save_total_limit,
-        replicated=device.explicit_reduction,
+        replicated=not trainer.layout.semi_auto,
     )
 
 
@@ -204,7 +206,7 @@ def _resume(trainer: Trainer, evaluations: _Evaluations, output: Path, steps: in
     if path is None:
         log(f"nothing to resume under {output}; starting at step 1")
         return 0
-    arrays, state = resume.read_step(path, 0 if device.explicit_reduction else device.rank)
+    arrays, state = resume.read_step(path, device.rank if trainer.layout.semi_auto else 0)
     mine = trainer.identity()
     other = sorted(key for key in mine if mine[key] != state.get(key))
     if other:

@@ -13,6 +13,7 @@ from mindrlhf.checkpoint import store
 from mindrlhf.checkpoint.tensors import Tensors
 from mindrlhf.config.schema import Config
 from mindrlhf.models import BuildOptions, ModelFamily, chosen_family, family_of
+from mindrlhf.parallel.layout import ONE_WORKER, Layout
 from mindrlhf.runtime.device import Device
 from mindrlhf.runtime.errors import IncompleteCheckpoint, UserError, some
 from mindrlhf.runtime.logging import warn
@@ -117,33 +118,24 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return dict(found)
 
 
-def build_options(config: Config, device: Device, seq_length: int, frozen: bool = False) -> BuildOptions:
+def build_options(
+    config: Config, device: Device, seq_length: int, layout: Layout = ONE_WORKER, frozen: bool = False
+) -> BuildOptions:
     """What this run and this device add to the model's shapes.
 
     Parameters are float32, the masters of 16 bits; those of a `frozen` model have the type it computes in.
-
-    The layout is the device's: where every worker has a whole model, that of the yaml does not count, and the model
-    knows of no other worker.
     """
-    layout = device.parallel
     return BuildOptions(
         seq_length=seq_length,
         compute_dtype=device.compute_dtype(config.model.dtype),
         param_dtype=device.compute_dtype(config.model.dtype) if frozen else "float32",
         fused=device.flash_attention,
-        # Workers that only share gradients have a model each, of whose rows none lie elsewhere.
-        data_parallel=device.data_parallel if layout.semi_auto else 1,
-        model_parallel=layout.model_parallel,
-        pipeline_stage=layout.pipeline_stage,
-        micro_batch_num=config.parallel.micro_batch_num,
-        optimizer_shard=layout.optimizer_shard,
-        vocab_emb_dp=config.parallel.vocab_emb_dp,
-        expert_parallel=config.parallel.expert_parallel if layout.semi_auto else 1,
         aux_loss_coef=config.model.aux_loss_coef,
+        layout=layout.of_model,
     )
 
 
-def check_routing(config: Config, family: ModelFamily, device: Device) -> None:
+def check_routing(config: Config, family: ModelFamily, layout: Layout) -> None:
     """UserError for settings of experts that would have no effect."""
     experts = config.parallel.expert_parallel
     if not family.routed:
@@ -154,7 +146,7 @@ def check_routing(config: Config, family: ModelFamily, device: Device) -> None:
         ):
             if effect:
                 raise UserError(f"{key} is {given}, and {family.name} has no experts; leave it out")
-    if experts > 1 and device.explicit_reduction:
+    if experts > 1 and not layout.semi_auto:
         raise UserError(
             f"parallel.expert_parallel is {experts}, and here every worker has a whole model; set "
             f"parallel.optimizer_shard=true or parallel.model_parallel, or leave it out"

@@ -16,6 +16,7 @@ from mindrlhf.checkpoint import store
 from mindrlhf.config.schema import Config
 from mindrlhf.data.records import Pair
 from mindrlhf.data.rows import Rows, padded, round_up, row_length
+from mindrlhf.parallel.layout import Layout
 from mindrlhf.runtime.device import Device
 from mindrlhf.trainers.policy import Source, build_options, load_weights
 from mindrlhf.trainers.provenance import require_known_token
@@ -88,9 +89,9 @@ class OnlineReference:
     """A frozen copy of a model, which scores the rows of each batch while another one is trained."""
 
     def __init__(
-        self, source: Source, model_config: dict[str, Any], *, layout: str, explicit_reduction: bool, shared: bool
+        self, source: Source, model_config: dict[str, Any], *, collation: str, layout: Layout, shared: bool
     ) -> None:
-        """`model_config`: MindFormers', laid out as the policy's; `shared`: see LD-DPO."""
+        """`model_config`: MindFormers'; `layout`: the policy's; `shared`: see LD-DPO."""
         config = attributes(model_config)
         self.model = source.family.build(config)
         self.fingerprint = load_weights(source, self.model)
@@ -99,8 +100,8 @@ class OnlineReference:
             self.model,
             config,
             seq_length=config.seq_length,
+            collation=collation,
             layout=layout,
-            explicit_reduction=explicit_reduction,
             shared=shared,
         )
         self.cell = WholeLogps(score).set_train(False)

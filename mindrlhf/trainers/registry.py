@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -15,6 +15,7 @@ from mindrlhf.config.schema import Config
 from mindrlhf.data.rows import COLLATIONS
 from mindrlhf.losses import Objective, bind_all, objective
 from mindrlhf.models import ModelFamily, families
+from mindrlhf.parallel.layout import ONE_WORKER, Layout
 from mindrlhf.runtime.errors import UserError
 from mindrlhf.runtime.logging import log
 
@@ -110,24 +111,24 @@ def sequence_scorer(
     config: Any,
     *,
     seq_length: int,
-    layout: str = "padded",
-    explicit_reduction: bool = True,
+    collation: str = "padded",
+    layout: Layout = ONE_WORKER,
     shared: bool = False,
     squares: bool = False,
     balance: bool = False,
 ) -> ScoreSequences:
-    """The cell that scores rows of `seq_length` tokens with `model`, laid out as its MindFormers `config` says."""
-    collation, parallel = COLLATIONS[layout], config.parallel_config
-    split_vocabulary = not parallel.vocab_emb_dp and config.vocab_size % parallel.model_parallel == 0
+    """The cell that scores rows of `seq_length` tokens with `model`, a MindFormers model of `config`."""
+    rows = COLLATIONS[collation]
+    # GPTModel divides its vocabulary whatever the layout says, and its config then says so.
+    built = replace(layout, vocab_emb_dp=config.parallel_config.vocab_emb_dp)
     return ScoreSequences(
         family.backbone(model),
         family.head(model),
         seq_length,
-        collation.rows_per_unit,
-        collation.pairs_per_unit,
-        explicit_reduction,
-        parallel.data_parallel,
-        parallel.model_parallel if split_vocabulary else 1,
+        rows.rows_per_unit,
+        rows.pairs_per_unit,
+        layout,
+        built.vocabulary_parts(config.vocab_size),
         shared=shared,
         squares=squares,
         balance=balance,
@@ -137,27 +138,25 @@ def sequence_scorer(
 def _preference_class(family: ModelFamily, defaults: dict[str, Any]) -> type[nn.Cell]:
     """A class that makes, of a MindFormers config, the preference cell on the family's model.
 
-    The config may carry `rlhf` {loss, beta, ...}, `layout` (of the rows) and `explicit_reduction`.
+    The config may carry `rlhf` {loss, beta, ...}, `collation` (of the rows) and `layout` {data_parallel, ...}.
     """
 
     def __init__(self: Any, config: Any) -> None:
         found = build_objective({"loss": "sigmoid", **defaults, **(getattr(config, "rlhf", None) or {})})
-        explicit = getattr(config, "explicit_reduction", True)
+        layout = Layout(**(getattr(config, "layout", None) or {}))
         aux_loss_coef = getattr(config, "aux_loss_coef", None) or 0.0
         score = sequence_scorer(
             family,
             family.build(config),
             config,
             seq_length=config.seq_length,
-            layout=getattr(config, "layout", "padded"),
-            explicit_reduction=explicit,
+            collation=getattr(config, "collation", "padded"),
+            layout=layout,
             shared=found.needs_shared,
             squares=found.needs_squares,
             balance=bool(aux_loss_coef),
         )
-        parallel = config.parallel_config
-        dp, mp = parallel.data_parallel, parallel.model_parallel
-        PreferenceCell.__init__(self, score, found, explicit, dp, mp, aux_loss_coef)
+        PreferenceCell.__init__(self, score, found, layout, aux_loss_coef)
 
     return type(arch_name(family), (PreferenceCell,), {"__init__": __init__, "__doc__": f"DPO on {family.name}."})
 
@@ -178,15 +177,15 @@ def build_preference_cell(
     family: ModelFamily,
     model_config: dict[str, Any],
     loss: LossSettings,
-    explicit_reduction: bool,
-    layout: str = "padded",
+    layout: Layout = ONE_WORKER,
+    collation: str = "padded",
 ) -> nn.Cell:
     """The family's registered cell, by MindFormers' own `build_network`; UserError for rows it is not exact on."""
     from mindformers.models.build_model import build_network
     from mindformers.tools.register import MindFormerConfig
 
-    if layout not in family.collations:
-        raise UserError(f"data.layout is {layout}, on which {family.name} is not exact; use {family.collations[0]}")
+    if collation not in family.collations:
+        raise UserError(f"data.layout is {collation}, on which {family.name} is not exact; use {family.collations[0]}")
     register_all()
-    extra = {"rlhf": loss.words, "layout": layout, "explicit_reduction": explicit_reduction}
+    extra = {"rlhf": loss.words, "collation": collation, "layout": asdict(layout)}
     return build_network(MindFormerConfig(arch={"type": arch_name(family)}, model_config={**model_config, **extra}))

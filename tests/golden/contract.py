@@ -81,7 +81,7 @@ def preference_cell(variant: Variant) -> nn.Cell:
     """The micro model in its preference cell, with the formula's weights."""
     loss = loss_settings(load_config(None, [f"rlhf.loss={LOSS}", f"rlhf.beta={BETA}"]))
     settings = variant.family.from_hf_config(variant.config, OPTIONS)
-    cell = build_preference_cell(variant.family, settings, loss, explicit_reduction=True)
+    cell = build_preference_cell(variant.family, settings, loss)
     variant.load(cell)
     return cell
 

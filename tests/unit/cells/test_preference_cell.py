@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 from mindspore import ops
-from toy import VOCABULARY, batch, cell_of, logps, packed, pairs, values
+from toy import SEMI_AUTO, VOCABULARY, batch, cell_of, logps, packed, pairs, values
 
 from mindrlhf.cells.preference import SUMS, PreferenceCell
 from mindrlhf.data.records import Pair
 from mindrlhf.losses import bind_all, objective
+from mindrlhf.parallel.layout import ONE_WORKER, Layout
 
 BETA = 0.25
 PAIRS = pairs(5)
@@ -20,9 +21,9 @@ CHOSEN_TOKENS = sum(len(pair.chosen_ids) for pair in PAIRS)
 pytestmark = pytest.mark.usefixtures("cpu")
 
 
-def cell(*losses: str, explicit: bool = True, rows_per_unit: int = 2, **settings: Any) -> PreferenceCell:
+def cell(*losses: str, layout: Layout = ONE_WORKER, rows_per_unit: int = 2, **settings: Any) -> PreferenceCell:
     entries = [{"type": loss, **({"beta": BETA} if loss == "sigmoid" else {})} for loss in losses or ("sigmoid",)]
-    return cell_of(objective(bind_all(entries), **settings), explicit, rows_per_unit=rows_per_unit)
+    return cell_of(objective(bind_all(entries), **settings), layout, rows_per_unit=rows_per_unit)
 
 
 def confidence(prompt: np.ndarray, answer: np.ndarray) -> np.ndarray:
@@ -60,13 +61,13 @@ def by_name(sums: Any) -> dict[str, float]:
     return dict(zip(SUMS, sums.asnumpy().tolist()))
 
 
-@pytest.mark.parametrize("explicit", [True, False])
-def test_sums_and_log_probs(explicit: bool) -> None:
+@pytest.mark.parametrize("layout", [ONE_WORKER, SEMI_AUTO], ids=["whole", "semi-auto"])
+def test_sums_and_log_probs(layout: Layout) -> None:
     expected, theirs = by_hand(PAIRS)
     assert 0 < expected["rewards/accuracies"] < 5
     assert 0 < expected["logps/accuracies_per_token"] < 5
     expected["loss/pairs"] /= 20
-    loss, sums, ours, figures = cell(explicit=explicit)(*batch([*PAIRS, None], 20, 1))
+    loss, sums, ours, figures = cell(layout=layout)(*batch([*PAIRS, None], 20, 1))
     assert by_name(sums) == pytest.approx(expected, rel=1e-5)
     assert float(loss) == pytest.approx(expected["loss/pairs"], rel=1e-5)
     added = dict(zip(SUMS, figures.asnumpy().sum(0, dtype=np.float64)))
@@ -107,8 +108,8 @@ def test_rewards_of_a_loss_per_token_are_per_token(name: str) -> None:
     assert by_name(sums)["rewards/rejected"] == pytest.approx(rejected, rel=1e-5)
 
 
-@pytest.mark.parametrize("explicit", [True, False])
-def test_tokens_beyond_the_shorter_answer_count_less(explicit: bool) -> None:
+@pytest.mark.parametrize("layout", [ONE_WORKER, SEMI_AUTO], ids=["whole", "semi-auto"])
+def test_tokens_beyond_the_shorter_answer_count_less(layout: Layout) -> None:
     """LD-DPO: a log-prob is that of the shared length and ld_alpha times the rest, of policy and reference."""
     alpha = 0.25
     shared = [min(len(pair.chosen_ids), len(pair.rejected_ids)) for pair in PAIRS]
@@ -134,24 +135,24 @@ def test_tokens_beyond_the_shorter_answer_count_less(explicit: bool) -> None:
         ]
     )
     rewards = BETA * (sums - reference)
-    loss, found, raw, _ = cell(explicit=explicit, ld_alpha=alpha)(*batch([*PAIRS, None], 5, 1))
+    loss, found, raw, _ = cell(layout=layout, ld_alpha=alpha)(*batch([*PAIRS, None], 5, 1))
     assert float(loss) == pytest.approx(np.log1p(np.exp(rewards[:, 1] - rewards[:, 0])).mean(), rel=1e-5)
     assert by_name(found)["logps/chosen"] == pytest.approx(sums[:, 0].sum(), rel=1e-5)
     assert by_name(found)["rewards/rejected"] == pytest.approx(rewards[:, 1].sum(), rel=1e-5)
     np.testing.assert_allclose(raw.asnumpy()[:-1], by_hand(PAIRS)[1], rtol=1e-5)
 
 
-@pytest.mark.parametrize("explicit", [True, False])
-def test_pairs_weigh_what_the_policy_thinks_of_them(explicit: bool) -> None:
+@pytest.mark.parametrize("layout", [ONE_WORKER, SEMI_AUTO], ids=["whole", "semi-auto"])
+def test_pairs_weigh_what_the_policy_thinks_of_them(layout: Layout) -> None:
     """WPO: exp of the mean over tokens of log p - log sum p^2, of both answers, and no gradient through it."""
-    model = cell(explicit=explicit, use_weighting=True)
+    model = cell(layout=layout, use_weighting=True)
     terms = np.array(
         [
             np.prod([np.exp(confidence(pair.prompt_ids, ids).mean()) for ids in (pair.chosen_ids, pair.rejected_ids)])
             for pair in PAIRS
         ]
     )
-    plain = cell(explicit=explicit)
+    plain = cell(layout=layout)
     fields = batch(PAIRS, 5, 1)
     unweighted = plain(*fields)[3].asnumpy()[:, 0]
     np.testing.assert_allclose(model(*fields)[3].asnumpy()[:, 0], unweighted * terms, rtol=3e-5)
@@ -187,11 +188,11 @@ def test_a_packed_row_is_the_padded_ones() -> None:
     assert_equal(ours, theirs, 1e-5)
 
 
-@pytest.mark.parametrize("explicit", [True, False])
-def test_a_load_balance_loss_is_minimised_and_is_no_part_of_the_loss(explicit: bool) -> None:
+@pytest.mark.parametrize("layout", [ONE_WORKER, SEMI_AUTO], ids=["whole", "semi-auto"])
+def test_a_load_balance_loss_is_minimised_and_is_no_part_of_the_loss(layout: Layout) -> None:
     coefficient = 0.5
     found = objective(bind_all([{"type": "sigmoid", "beta": BETA}]))
-    plain, routed = cell_of(found, explicit), cell_of(found, explicit, aux_loss_coef=coefficient)
+    plain, routed = cell_of(found, layout), cell_of(found, layout, aux_loss_coef=coefficient)
     fields = batch([*PAIRS[:3], None], 5, 1)
     real = float((fields[2].asnumpy() > 0).mean())
     norm = values()["norm.weight"].astype(np.float64)

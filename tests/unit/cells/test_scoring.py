@@ -9,8 +9,10 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
+from toy import SEMI_AUTO
 
 from mindrlhf.cells.scoring import ScoreTokens, SegmentMask, ShardedTokenLogps, SumSequences, TokenLogps
+from mindrlhf.parallel.layout import ONE_WORKER, Layout
 
 N, H, V = 40, 8, 24
 CLOSE = 1e-5  # of the largest value; exp on CPU is good to 5e-6
@@ -95,15 +97,15 @@ def test_token_logps_in_16_bits() -> None:
         assert_close(ours, theirs, 5e-3)
 
 
-@pytest.mark.parametrize("explicit", [True, False])
-def test_scored_tokens_of_rows(explicit: bool) -> None:
+@pytest.mark.parametrize("layout", [ONE_WORKER, SEMI_AUTO], ids=["whole", "semi-auto"])
+def test_scored_tokens_of_rows(layout: Layout) -> None:
     """Each column is gathered from its own row; the logits' mean comes along, and where asked for log sum p^2."""
     generator = np.random.default_rng(5)
     hidden, weight = generator.normal(size=(3, 10, H)), generator.normal(size=(V, H))
     predict_from, targets = generator.integers(0, 10, (3, 7)), generator.integers(0, V, (3, 7))
     arguments = [hidden.astype("f4"), weight.astype("f4"), predict_from.astype("i4"), targets.astype("i4")]
-    logps, means, none = ScoreTokens(explicit, chunk=8)(*map(Tensor, arguments))
-    squares = ScoreTokens(explicit, chunk=8, squares=True)(*map(Tensor, arguments))[2]
+    logps, means, none = ScoreTokens(layout, chunk=8)(*map(Tensor, arguments))
+    squares = ScoreTokens(layout, chunk=8, squares=True)(*map(Tensor, arguments))[2]
     logits = np.take_along_axis(hidden, predict_from[..., None], 1) @ weight.T
     theirs = np.take_along_axis(logits - np.log(np.exp(logits).sum(-1, keepdims=True)), targets[..., None], -1)
     assert_close(logps.asnumpy(), theirs[..., 0])
@@ -116,17 +118,17 @@ def test_scored_tokens_of_rows(explicit: bool) -> None:
 class Scored(nn.Cell):
     """Sums per sequence, each with a weight of its own, as a loss has."""
 
-    def __init__(self, explicit: bool) -> None:
+    def __init__(self, layout: Layout) -> None:
         super().__init__()
-        self.score, self.sum = ScoreTokens(explicit), SumSequences(rows_per_unit=1, pairs_per_unit=2)
+        self.score, self.sum = ScoreTokens(layout), SumSequences(rows_per_unit=1, pairs_per_unit=2)
 
     def construct(self, hidden, weight, predict_from, targets, sequence_index):  # type: ignore[no-untyped-def]
         logps, _, _ = self.score(hidden, weight, predict_from, targets)
         return (self.sum(logps, sequence_index) * Tensor([1.0, -2.0, 0.5, 3.0])).sum()
 
 
-@pytest.mark.parametrize("explicit", [True, False])
-def test_what_is_not_scored_gets_no_gradient(explicit: bool) -> None:
+@pytest.mark.parametrize("layout", [ONE_WORKER, SEMI_AUTO], ids=["whole", "semi-auto"])
+def test_what_is_not_scored_gets_no_gradient(layout: Layout) -> None:
     generator = np.random.default_rng(9)
     hidden, weight = generator.normal(size=(2, 20, H)).astype("f4"), generator.normal(size=(V, H)).astype("f4")
     predict_from = np.zeros((2, 16), np.int32)
@@ -135,7 +137,7 @@ def test_what_is_not_scored_gets_no_gradient(explicit: bool) -> None:
     sequence_index[:, :10] = np.repeat([0, 1, 2, 3], [3, 2, 4, 1])
     targets = generator.integers(0, V, (2, 16)).astype("i4")
     fields = tuple(map(Tensor, (hidden, weight, predict_from, targets, sequence_index)))
-    by_hidden = ops.grad(Scored(explicit), 0)(*fields).asnumpy()
+    by_hidden = ops.grad(Scored(layout), 0)(*fields).asnumpy()
     scored = np.zeros(20, bool)
     scored[3:13] = True
     assert not by_hidden[:, ~scored].any()

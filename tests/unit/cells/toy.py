@@ -14,7 +14,10 @@ from mindrlhf.data.records import Pair
 from mindrlhf.data.rows import COLLATIONS, padded
 from mindrlhf.losses import Objective
 from mindrlhf.models.head import Head
+from mindrlhf.parallel.layout import ONE_WORKER, Layout
 
+# One worker, with the cells of semi-auto parallel.
+SEMI_AUTO = Layout(optimizer_shard=True)
 VOCABULARY, WIDTH, LENGTH = 13, 6, 16
 NAMES = ("tok_embeddings.weight", "norm.weight", "wq.bias", "lm_head.weight")
 
@@ -107,13 +110,13 @@ def packed(pair: Pair, num_pairs: float, num_chosen_tokens: float) -> tuple[Tens
 
 
 def cell_of(
-    objective: Objective, explicit: bool = True, dp: int = 1, mp: int = 1, aux_loss_coef: float = 0.0, **rows: int
+    objective: Objective, layout: Layout = ONE_WORKER, aux_loss_coef: float = 0.0, **rows: int
 ) -> PreferenceCell:
     """The preference cell on the toy; `rows`: rows_per_unit, pairs_per_unit."""
     needs = {"shared": objective.needs_shared, "squares": objective.needs_squares, "balance": bool(aux_loss_coef)}
     backbone = RoutedBackbone() if aux_loss_coef else Backbone()
-    score = ScoreSequences(backbone, head(), LENGTH, explicit_reduction=explicit, **{**units(), **rows}, **needs)
-    return PreferenceCell(score, objective, explicit, dp, mp, aux_loss_coef)
+    score = ScoreSequences(backbone, head(), LENGTH, layout=layout, **{**units(), **rows}, **needs)
+    return PreferenceCell(score, objective, layout, aux_loss_coef)
 
 
 def units() -> dict[str, int]:

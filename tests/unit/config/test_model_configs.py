@@ -12,6 +12,7 @@ from mindrlhf.config.schema import Config
 from mindrlhf.data.data_config import read_data_config
 from mindrlhf.models import BuildOptions, families, get_family
 from mindrlhf.models.family import is_tied
+from mindrlhf.parallel.layout import Layout
 
 ROOT = Path(__file__).parents[3]
 MODEL_CONFIGS = ROOT / "model_configs"
@@ -49,15 +50,11 @@ def config_of(name: str) -> Config:
 
 def options(config: Config) -> BuildOptions:
     """As a run on Ascend builds the model of `config`."""
-    parallel = config.parallel
     return BuildOptions(
         seq_length=-(-((config.data.seq_len or 2) - 1) // 16) * 16,
         compute_dtype=config.model.dtype,
         fused=True,
-        data_parallel=int(parallel.data_parallel),
-        model_parallel=parallel.model_parallel,
-        optimizer_shard=parallel.optimizer_shard,
-        expert_parallel=parallel.expert_parallel,
+        layout=Layout.of(config.parallel, int(config.parallel.data_parallel) * config.parallel.model_parallel),
     )
 
 

@@ -73,6 +73,7 @@ DEFAULTS = {
         "optimizer_shard": False,
         "vocab_emb_dp": True,
         "expert_parallel": 1,
+        "sequence_parallel": False,
     },
     "lora": None,
     "generation": {"max_new_tokens": 256, "do_sample": False, "temperature": 1.0, "top_k": 0, "top_p": 1.0},
@@ -92,7 +93,14 @@ POSITIVE_OR_NULL = ["rlhf.beta", "rlhf.discopop_tau"]
 NOT_NEGATIVE_OR_NULL = ["rlhf.simpo_gamma", "rlhf.cpo_alpha", "model.aux_loss_coef"]
 ABOVE_0_TO_1 = ["generation.top_p", "rlhf.ref_model_mixup_alpha"]
 YES_NO = [
-    *("data.shuffle", "train.resume", "parallel.optimizer_shard", "parallel.vocab_emb_dp", "generation.do_sample"),
+    *(
+        "data.shuffle",
+        "train.resume",
+        "parallel.optimizer_shard",
+        "parallel.vocab_emb_dp",
+        "parallel.sequence_parallel",
+        "generation.do_sample",
+    ),
     *("rlhf.use_weighting", "rlhf.reference_free", "rlhf.sync_ref_model"),
 ]
 TEXTS = ["output_dir", "model.family", "tokenizer.chat_template"]

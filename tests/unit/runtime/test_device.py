@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mindrlhf.runtime.device import Device, ParallelSettings, setup
+from mindrlhf.runtime.device import Device, setup
 from mindrlhf.runtime.errors import UserError
 from mindrlhf.runtime.seed import permutation
 
@@ -41,21 +41,8 @@ def test_ascend_alone_has_its_kernels() -> None:
     assert (CPU.flash_attention, ASCEND.flash_attention) == (False, True)
 
 
-@pytest.mark.parametrize(
-    ("settings", "explicit"),
-    [
-        (ParallelSettings(data_parallel=8), True),
-        (ParallelSettings(model_parallel=2), False),
-        (ParallelSettings(pipeline_stage=2), False),
-        (ParallelSettings(optimizer_shard=True), False),
-    ],
-)
-def test_who_reduces_gradients(settings: ParallelSettings, explicit: bool) -> None:
-    assert Device("Ascend", parallel=settings).explicit_reduction is explicit
-
-
 def test_setup_of_one_process() -> None:
-    assert setup("CPU") == Device("CPU", 0, 1, ParallelSettings(data_parallel=1))
+    assert setup("CPU") == Device("CPU", 0, 1)
 
 
 def test_setup_seeds_everything() -> None:
@@ -77,28 +64,6 @@ def test_auto_and_ascend_agree_on_what_is_there() -> None:
     if setup("auto").target == "CPU":
         with pytest.raises(UserError, match="finds no Ascend device"):
             setup("Ascend")
-
-
-@pytest.mark.parametrize(
-    ("settings", "name"),
-    [
-        (ParallelSettings(model_parallel=2), "model_parallel"),
-        (ParallelSettings(optimizer_shard=True), "optimizer_shard"),
-    ],
-)
-def test_semi_auto_needs_ascend(settings: ParallelSettings, name: str) -> None:
-    with pytest.raises(UserError, match=f"{name} needs Ascend"):
-        setup("CPU", parallel=settings)
-
-
-def test_pipelines_are_refused() -> None:
-    with pytest.raises(UserError, match=r"pipeline_stage is 2; pipelines are not supported for training yet, use 1"):
-        setup("CPU", parallel=ParallelSettings(pipeline_stage=2))
-
-
-def test_layout_must_make_the_number_of_workers() -> None:
-    with pytest.raises(UserError, match=r"data_parallel 2 x model_parallel 1 x pipeline_stage 1 .* 1 processes"):
-        setup("CPU", parallel=ParallelSettings(data_parallel=2))
 
 
 def test_all_sum_of_one_worker_is_the_array() -> None:

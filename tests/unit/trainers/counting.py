@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mindrlhf.config.schema import Config, build
+from mindrlhf.parallel.layout import ONE_WORKER
 from mindrlhf.runtime.device import Device
 
 CPU = Device("CPU")
@@ -24,6 +25,7 @@ class Counting:
     dies_after: the step after whose update it is killed.
     """
 
+    layout = ONE_WORKER
     steps_per_epoch = 2
 
     def __init__(

@@ -11,7 +11,7 @@ import pytest
 
 from mindrlhf.config.schema import build
 from mindrlhf.models import get_family
-from mindrlhf.runtime.device import Device
+from mindrlhf.parallel.layout import ONE_WORKER
 from mindrlhf.runtime.errors import UserError
 from mindrlhf.trainers.policy import check_routing, find_source
 
@@ -96,13 +96,13 @@ def test_weights_that_do_not_fit_are_refused_before_they_are_read(tiny_folder: A
 )
 def test_settings_of_experts_need_experts(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        check_routing(build(settings), get_family("qwen2"), Device("CPU"))
-    check_routing(build({}), get_family("qwen2"), Device("CPU"))
+        check_routing(build(settings), get_family("qwen2"), ONE_WORKER)
+    check_routing(build({}), get_family("qwen2"), ONE_WORKER)
 
 
 def test_split_experts_need_split_tensors() -> None:
     with pytest.raises(UserError, match=r"parallel\.expert_parallel is 2, and here every worker has a whole model"):
-        check_routing(build({"parallel": {"expert_parallel": 2}}), get_family("qwen3_moe"), Device("CPU"))
+        check_routing(build({"parallel": {"expert_parallel": 2}}), get_family("qwen3_moe"), ONE_WORKER)
 
 
 def test_no_weights_named() -> None:

@@ -13,6 +13,7 @@ from mindrlhf.config.load import load_config
 from mindrlhf.config.schema import Config
 from mindrlhf.data.records import Pair
 from mindrlhf.data.rows import padded
+from mindrlhf.parallel.layout import ONE_WORKER
 from mindrlhf.runtime.device import Device
 from mindrlhf.runtime.errors import UserError
 from mindrlhf.trainers.policy import Source, build_options, find_source
@@ -39,7 +40,7 @@ def config(tiny_folder: Callable[[str], Path]) -> Config:
 def online(config: Config, cpu: Device, shared: bool = True) -> tuple[OnlineReference, Source]:
     source = find_source(config)
     model_config = source.family.from_hf_config(source.hf_config, build_options(config, cpu, LENGTH))
-    return OnlineReference(source, model_config, layout="padded", explicit_reduction=True, shared=shared), source
+    return OnlineReference(source, model_config, collation="padded", layout=ONE_WORKER, shared=shared), source
 
 
 def test_online_equals_the_record(config: Config, cpu: Device) -> None:

@@ -97,7 +97,7 @@ def test_the_config_names_several_losses(cpu: object) -> None:
 @pytest.mark.parametrize("name", sorted(families()))
 def test_our_own_build(name: str, cpu: object) -> None:
     loss = loss_settings(load_config(None, ["rlhf.loss=hinge"]))
-    cell = build_preference_cell(get_family(name), model_config(name), loss, True)
+    cell = build_preference_cell(get_family(name), model_config(name), loss)
     assert type(cell).__name__ == arch_name(get_family(name))
     np.testing.assert_allclose(terms(cell), [[0.6, 1.6], [0, 0]], rtol=1e-6)
 
