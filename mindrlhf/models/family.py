@@ -28,13 +28,15 @@ class BuildOptions:
 
     seq_length: S, tokens of a row. compute_dtype, param_dtype: names such as "float32". fused: the Ascend kernels
     (flash attention, RmsNorm) instead of the plain ones. aux_loss_coef: weight of a router's load-balance loss, None as
-    config.json says. layout: how the model is spread.
+    config.json says. rope_by_product: rotary swaps halves by a product with a matrix, 4-D by 2-D. layout: how the model
+    is spread.
     """
 
     seq_length: int
     compute_dtype: str = "float32"
     param_dtype: str = "float32"
     fused: bool = False
+    rope_by_product: bool = False
     aux_loss_coef: float | None = None
     layout: Layout = ONE_WORKER
 

@@ -37,8 +37,7 @@ class LlamaFamily(ModelFamily):
         kernels = {
             "use_flash_attention": options.fused,
             "fused_rms_norm": options.fused,
-            # The swap-matrix form of rotary is a 4-D by 2-D batched product, which only Ascend broadcasts.
-            "use_rope_slice": not options.fused,
+            "use_rope_slice": not options.rope_by_product,
         }
         return {
             "type": "LlamaConfig",

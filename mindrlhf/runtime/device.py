@@ -20,16 +20,22 @@ COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class Device:
-    """What this process runs on; `rank` of `world` workers."""
+    """What this process runs on; `rank` of `world` workers. pretended: it only compiles for such a device."""
 
     target: str
     rank: int = 0
     world: int = 1
+    pretended: bool = False
 
     @property
     def flash_attention(self) -> bool:
         """Whether the Ascend kernels are there: flash attention, the fused norm and rotary embedding."""
         return self.target == "Ascend"
+
+    @property
+    def broadcasts_products(self) -> bool:
+        """Whether a 4-D by 2-D batched product is taken, which Ascend's own compiler alone does."""
+        return self.target == "Ascend" and not self.pretended
 
     def compute_dtype(self, dtype: str = "auto") -> str:
         """The type of matrix products for `model.dtype`: auto is float32 on CPU, bfloat16 on Ascend."""

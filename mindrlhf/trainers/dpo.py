@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 import numpy as np
-from mindspore import Tensor
+from mindspore import Tensor, nn
 
 from mindrlhf.cells.preference import AUX_LOSS, SUMS
 from mindrlhf.cells.train_step import TrainStep
@@ -15,7 +15,7 @@ from mindrlhf.config.load import to_dict
 from mindrlhf.config.schema import Config
 from mindrlhf.data.batches import Counts, PreferenceBatches, batch_shape, count, split_micro_batches
 from mindrlhf.data.records import Pair, PairRecords
-from mindrlhf.data.rows import COLLATIONS, Rows
+from mindrlhf.data.rows import COLLATIONS, Rows, row_length
 from mindrlhf.parallel.layout import Layout
 from mindrlhf.parallel.strategy import strategy_path, write_strategy
 from mindrlhf.runtime.device import Device
@@ -25,7 +25,7 @@ from mindrlhf.runtime.logging import log
 from mindrlhf.trainers import provenance
 from mindrlhf.trainers.loop import total_steps
 from mindrlhf.trainers.optimizer import build_optimizer, learning_rates, optimizer_state
-from mindrlhf.trainers.policy import build_options, check_routing, find_source, load_weights
+from mindrlhf.trainers.policy import build_options, check_routing, find_architecture, find_source, load_weights
 from mindrlhf.trainers.reference import PREFIX, OnlineReference
 from mindrlhf.trainers.registry import LossSettings, build_preference_cell, loss_settings
 
@@ -107,16 +107,13 @@ class DPOTrainer:
         )
 
     def _prepare_training(self, records: PairRecords) -> None:
-        config, device = self.config, self.device
+        config = self.config
         self.batches = self._batches(records, shuffle=config.data.shuffle)
         self.steps_per_epoch = self.batches.steps_per_epoch
         steps = total_steps(config, self.steps_per_epoch)
         self.learning_rates = learning_rates(config.optimizer.learning_rate, config.lr_schedule, steps)
         self.optimizer = build_optimizer(self.cell, config.optimizer, self.learning_rates)
-        reduce_over, split_over = (1, device.world) if self.layout.semi_auto else (device.world, 1)
-        self.step = TrainStep(
-            self.cell, self.optimizer, config.train.max_grad_norm, self.passes, reduce_over, split_over
-        )
+        self.step = build_step(self.cell, self.optimizer, config, self.layout, self.passes)
         self.step.set_train()
         log(
             f"{len(records)} pairs, {steps} steps of {config.train.global_batch_pairs}: "
@@ -273,6 +270,33 @@ class DPOTrainer:
             write_json(network / "config.json", {"architectures": architectures, **self.source.hf_config})
         device.barrier()
         return network
+
+
+def build_step(cell: nn.Cell, optimizer: nn.Optimizer, config: Config, layout: Layout, passes: int) -> TrainStep:
+    """The step that updates `cell`, its gradients summed over the workers by us or by the parallel passes."""
+    reduce_over, split_over = (1, layout.world) if layout.semi_auto else (layout.world, 1)
+    return TrainStep(cell, optimizer, config.train.max_grad_norm, passes, reduce_over, split_over)
+
+
+def training_graph(config: Config, device: Device, layout: Layout) -> tuple[TrainStep, tuple[Any, ...]]:
+    """The step of a run as `DPOTrainer` builds it, without weights and data, and the arguments to compile it with.
+
+    Rows are as long as data.seq_len says, all their tokens scored: what a record may ask for at the most.
+    """
+    loss = loss_settings(config)
+    if config.data.seq_len is None:
+        raise UserError("data.seq_len is null, and there is no record to take it from; set it, as in data.seq_len=4097")
+    length = row_length(config.data.seq_len)
+    family, hf_config = find_architecture(config)
+    check_routing(config, family, layout)
+    layout.check_model(family.shape(hf_config), length)
+    model_config = family.from_hf_config(hf_config, build_options(config, device, length, layout))
+    cell = build_preference_cell(family, model_config, loss, layout.of_model, config.data.layout)
+    optimizer = build_optimizer(cell, config.optimizer, np.full(1, config.optimizer.learning_rate))
+    step = build_step(cell, optimizer, config, layout, passes=1)
+    step.set_train()
+    rows = COLLATIONS[config.data.layout].collate([None] * config.train.global_batch_pairs, length, length, 1, 1)
+    return step, (True, *map(Tensor, rows))
 
 
 def _row(pair: Pair, figures: np.ndarray) -> dict[str, Any]:

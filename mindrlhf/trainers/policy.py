@@ -62,7 +62,21 @@ def find_source(config: Config, place: str | None = None) -> Source:
     if not place:
         raise UserError("no weights are named; give --load_checkpoint a Hugging Face folder or a checkpoint")
     weights = store.find_weights(place)
-    path = weights.folder / "config.json"
+    source = Source(*_architecture(config, weights.folder), weights)
+    source.check()
+    return source
+
+
+def find_architecture(config: Config) -> tuple[ModelFamily, dict[str, Any]]:
+    """The family and the config of what `model` of a run names, whose weights need not be there."""
+    place = config.model.load_checkpoint
+    if place and Path(place).exists():
+        return _architecture(config, store.find_weights(place).folder)
+    return _architecture(config, Path(place or "."))
+
+
+def _architecture(config: Config, folder: Path) -> tuple[ModelFamily, dict[str, Any]]:
+    path = folder / "config.json"
     published = read_json_object(path)
     hf_config = {**published, **config.model.config}
     if not hf_config:
@@ -74,9 +88,7 @@ def find_source(config: Config, place: str | None = None) -> Source:
         family = chosen_family(name, hf_config, str(path), f"model.family={config.model.family}")
     _check_keys(config.model.config, family)
     _warn_of_other_values(config.model.config, published, path)
-    source = Source(family, hf_config, weights)
-    source.check()
-    return source
+    return family, hf_config
 
 
 def _check_keys(given: Mapping[str, Any], family: ModelFamily) -> None:
@@ -130,6 +142,7 @@ def build_options(
         compute_dtype=device.compute_dtype(config.model.dtype),
         param_dtype=device.compute_dtype(config.model.dtype) if frozen else "float32",
         fused=device.flash_attention,
+        rope_by_product=device.broadcasts_products,
         aux_loss_coef=config.model.aux_loss_coef,
         layout=layout.of_model,
     )

@@ -1,0 +1,206 @@
+"""Compile a training graph for a world of workers, in one process without a device and without weights.
+
+MindSpore's own parallel passes do the work, so that the layout of every parameter and the communication are theirs:
+the gate is opened, questions about workers and groups are answered for the world that is pretended, compilation
+stops before kernels are chosen, and parameters get the shapes of their slices without being filled. What it cannot
+tell: whether the kernels run, what memory and time a device takes.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Callable
+
+from mindrlhf.parallel import context
+from mindrlhf.parallel.collectives import LAST_GRAPH, Collective, last_graph, read_collectives
+from mindrlhf.parallel.gate import open_gate
+from mindrlhf.parallel.groups import known_groups
+from mindrlhf.parallel.layout import Layout
+from mindrlhf.parallel.strategy import strategy_path
+from mindrlhf.runtime.files import replacing
+
+if TYPE_CHECKING:
+    from mindspore import nn
+
+# Groups that a model's own code made: kept for the life of the process, since MindFormers makes each only once.
+_made: dict[str, tuple[int, ...]] = {}
+_LISTED = re.compile(r"[a-z_]+((?:-\d+)+)")  # a group of MindFormers' that is called after its ranks
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A parameter and what one rank holds of it. trained: whether it has a gradient."""
+
+    full: tuple[int, ...]
+    local: tuple[int, ...]
+    dtype: str
+    trained: bool
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the local part."""
+        return math.prod(self.local) * (2 if self.dtype in ("BFloat16", "Float16") else 4)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage of the pipeline came to, compiled as its `rank`. ranks: all that it stands for."""
+
+    rank: int
+    ranks: range
+    parameters: dict[str, Slice]
+    collectives: list[Collective]
+    seconds: float
+
+
+class _Manager:
+    """Stands for MindSpore's collective manager where it is asked whether the workers have met."""
+
+    @staticmethod
+    def get_instance() -> _Manager:
+        return _Manager()
+
+    @staticmethod
+    def initialized() -> bool:
+        return True
+
+
+@contextmanager
+def simulate(layout: Layout, rank: int, strategy_file: Path, graphs: Path) -> Iterator[None]:
+    """Within it this process is `rank` of the layout's world to all that asks, and compiles without computing.
+
+    Build the model and compile it inside. Raises `UserError` where the gate cannot be opened.
+    """
+    import mindspore
+    from mindspore.parallel._auto_parallel_context import auto_parallel_context
+
+    open_gate()
+    with ExitStack() as stack:
+        stack.callback(mindspore.reset_auto_parallel_context)
+        stack.enter_context(_variables(MS_DEV_PRECOMPILE_ONLY="1", MS_DEV_DUMP_IR_PASSES=LAST_GRAPH))
+        stack.enter_context(_answers(layout, rank))
+        mindspore.set_context(mode=mindspore.GRAPH_MODE, save_graphs=2, save_graphs_path=str(graphs))
+        stack.callback(mindspore.set_context, save_graphs=0)
+        context.enter(layout, rank, strategy_file)
+        # By it the passes ask nobody how many workers there are.
+        auto_parallel_context()._context_handle.set_hccl_test_avaible(True)
+        yield
+
+
+@contextmanager
+def _variables(**values: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _answers(layout: Layout, rank: int) -> Iterator[None]:
+    """What MindSpore looks up when it is asked about workers, groups and slices."""
+    from mindspore.communication import _comm_helper, management
+    from mindspore.parallel import _utils
+
+    groups = known_groups(layout.world)
+
+    def members(group: str | None) -> Sequence[int]:
+        listed = _LISTED.fullmatch(group or "")
+        if group in _made:
+            return _made[group]
+        if listed:
+            return tuple(map(int, listed[1].split("-")[1:]))
+        return groups.get(group or "", range(layout.world))
+
+    def size(group: str | None = None, **_: Any) -> int:
+        return len(members(group))
+
+    def place(group: str | None = None, **_: Any) -> int:
+        return list(members(group)).index(rank)
+
+    def make(group: str, ranks: Sequence[int], *_: Any, **__: Any) -> None:
+        _made[group] = tuple(ranks)
+
+    def cut(parameter: Any, phase: str, parts: Any) -> None:
+        if parts is not None and not parameter.sliced and parameter.shape:
+            shape = _utils._load_tensor_shape_by_layout(parameter, parts, rank)
+            parameter.shape = shape
+            if hasattr(parameter.init_mode, "shape"):
+                parameter.init_mode.shape = shape
+        parameter.sliced = True
+
+    new = {
+        (management, "_get_size_helper"): size,
+        (management, "_get_rank_helper"): place,
+        (management, "_create_group_helper"): make,
+        (_comm_helper, "CollectiveManager"): _Manager,
+        (_utils, "_slice_parameter"): cut,
+        (_utils, "_init_optimizer_state"): lambda parameter, phase: None,
+    }
+    before = {(module, name): getattr(module, name) for module, name in new}
+    try:
+        for (module, name), answer in new.items():
+            setattr(module, name, answer)
+        yield
+    finally:
+        for (module, name), answer in before.items():
+            setattr(module, name, answer)
+
+
+def dry_run(
+    make: Callable[[int], tuple[nn.Cell, Sequence[Any]]], layout: Layout, folder: Path, ranks: Sequence[int]
+) -> list[Stage]:
+    """Compile what `make` builds for a rank, once for each stage of the pipeline that `ranks` touch.
+
+    make: rank -> (cell, the arguments to compile it with). Writes the strategy of every rank of `ranks` to `folder`:
+    those of a stage are equal.
+    """
+    per_stage = layout.world // layout.pipeline_stage
+    stages = []
+    for number in sorted({rank // per_stage for rank in ranks}):
+        members = range(number * per_stage, (number + 1) * per_stage)
+        with tempfile.TemporaryDirectory(prefix="mindrlhf-dry-run-") as scratch:
+            written = Path(scratch) / "strategy.ckpt"
+            stages.append(_compile(make, layout, members, written, Path(scratch) / "graphs"))
+            for rank in (rank for rank in ranks if rank in members):
+                with replacing(strategy_path(folder, rank)) as temporary:
+                    shutil.copyfile(written, temporary)
+    return stages
+
+
+def _compile(
+    make: Callable[[int], tuple[nn.Cell, Sequence[Any]]], layout: Layout, members: range, written: Path, graphs: Path
+) -> Stage:
+    began = time.perf_counter()
+    rank = members[0]
+    with simulate(layout, rank, written, graphs):
+        cell, inputs = make(rank)
+        full = {parameter.name: tuple(parameter.shape) for parameter in cell.get_parameters()}
+        cell.compile(*inputs)
+        here = cell.parameter_layout_dict or {}
+        parameters = {
+            parameter.name: Slice(
+                full[parameter.name],
+                tuple(parameter.shape),
+                str(parameter.dtype),
+                parameter.requires_grad,
+            )
+            for parameter in cell.get_parameters()
+            if parameter.name in here
+        }
+        found = read_collectives(last_graph(graphs), _made)
+    return Stage(rank, members, parameters, found, time.perf_counter() - began)
