@@ -160,7 +160,8 @@ class ScoreTokens(nn.Cell):
         super().__init__()
         dp = layout.data_parallel
         self.explicit = not layout.semi_auto
-        self.chunk = chunk
+        # The parallel passes see the tokens of all workers, of which each takes its share.
+        self.chunk = chunk if self.explicit else chunk * dp
         self.gather = ops.Gather(batch_dims=1).shard(((dp, 1, 1), (dp, 1)))
         self.rows = ops.StridedSlice().shard(((dp, 1, 1),))
         self.tokens = ops.StridedSlice().shard(((dp, 1),))

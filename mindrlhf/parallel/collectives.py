@@ -28,8 +28,7 @@ class Collective:
 
     role: "forward" or "gradient". cause: "mirror" sums the gradient of a parameter, "redistribution" is what the passes
     insert between operators that divide a tensor differently, "operator" belongs to an operator, "written" to the
-    model's own code. sent, received: shapes on this worker; dtype as MindSpore spells it. ranks () where the graph does
-    not say.
+    model's own code. sent, received: shapes on this worker; dtype as MindSpore spells it.
     """
 
     kind: str
@@ -60,8 +59,9 @@ def last_graph(folder: PathLike) -> Path:
     return max(found, key=lambda file: int(_ORDER.findall(file.name)[0]))
 
 
-def read_collectives(path: PathLike, named: Mapping[str, tuple[int, ...]]) -> list[Collective]:
-    """Every communication of a graph; `named`: ranks of the groups that a model's own code named.
+def read_collectives(path: PathLike, named: Mapping[str, tuple[int, ...]], world: int) -> list[Collective]:
+    """Every communication of a graph; `named`: ranks of the groups that a model's own code named; a group
+    that is not listed is that of all workers.
 
     What a function is called for several times stands there once.
     """
@@ -70,11 +70,13 @@ def read_collectives(path: PathLike, named: Mapping[str, tuple[int, ...]]) -> li
     for number, line in enumerate(lines):
         match = _NODE.match(line)
         if match:
-            found.append(_collective(match["kind"], line, lines[number + 1 : number + 4], named))
+            found.append(_collective(match["kind"], line, lines[number + 1 : number + 4], named, world))
     return found
 
 
-def _collective(kind: str, line: str, behind: list[str], named: Mapping[str, tuple[int, ...]]) -> Collective:
+def _collective(
+    kind: str, line: str, behind: list[str], named: Mapping[str, tuple[int, ...]], world: int
+) -> Collective:
     shapes = [(dtype, _numbers(shape)) for dtype, shape in _TENSOR.findall(behind[0] if behind else "")]
     dtype, sent = shapes[0] if shapes else ("Float32", ())
     received = shapes[-1][1] if shapes else ()
@@ -84,7 +86,7 @@ def _collective(kind: str, line: str, behind: list[str], named: Mapping[str, tup
         # The graph lists all workers for a group that the passes did not make.
         ranks, cause = named[group[1]], "written"
     else:
-        ranks, cause = _numbers(listed[1]) if listed else (), _cause(line)
+        ranks, cause = _numbers(listed[1]) if listed else tuple(range(world)), _cause(line)
     where = re.search(r"Fullname with scope: \(([^)]*)\)", "\n".join([line, *behind]))
     return Collective(
         kind=kind,

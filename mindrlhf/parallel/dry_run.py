@@ -14,18 +14,18 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 from mindrlhf.parallel import context
 from mindrlhf.parallel.collectives import LAST_GRAPH, Collective, last_graph, read_collectives
 from mindrlhf.parallel.gate import open_gate
 from mindrlhf.parallel.groups import known_groups
 from mindrlhf.parallel.layout import Layout
-from mindrlhf.parallel.strategy import strategy_path
+from mindrlhf.parallel.strategy import strategy_path, write_strategy
 from mindrlhf.runtime.files import replacing
 
 if TYPE_CHECKING:
@@ -36,14 +36,23 @@ _made: dict[str, tuple[int, ...]] = {}
 _LISTED = re.compile(r"[a-z_]+((?:-\d+)+)")  # a group of MindFormers' that is called after its ranks
 
 
+class Graph(NamedTuple):
+    """What is to be compiled: `step` with `inputs`. The parameters of `model` are weights, the step's others the
+    optimizer's."""
+
+    step: nn.Cell
+    model: nn.Cell
+    inputs: Sequence[Any]
+
+
 @dataclass(frozen=True)
 class Slice:
-    """A parameter and what one rank holds of it. trained: whether it has a gradient."""
+    """A parameter and what one rank holds of it. kind: "trained", "frozen" or, of the optimizer's, "state"."""
 
     full: tuple[int, ...]
     local: tuple[int, ...]
     dtype: str
-    trained: bool
+    kind: str
 
     @property
     def nbytes(self) -> int:
@@ -113,6 +122,8 @@ def _variables(**values: str) -> Iterator[None]:
 @contextmanager
 def _answers(layout: Layout, rank: int) -> Iterator[None]:
     """What MindSpore looks up when it is asked about workers, groups and slices."""
+    from mindspore import nn
+    from mindspore.common import parameter
     from mindspore.communication import _comm_helper, management
     from mindspore.parallel import _utils
 
@@ -135,13 +146,12 @@ def _answers(layout: Layout, rank: int) -> Iterator[None]:
     def make(group: str, ranks: Sequence[int], *_: Any, **__: Any) -> None:
         _made[group] = tuple(ranks)
 
-    def cut(parameter: Any, phase: str, parts: Any) -> None:
-        if parts is not None and not parameter.sliced and parameter.shape:
-            shape = _utils._load_tensor_shape_by_layout(parameter, parts, rank)
-            parameter.shape = shape
-            if hasattr(parameter.init_mode, "shape"):
-                parameter.init_mode.shape = shape
-        parameter.sliced = True
+    def cut(whole: Any, phase: str, parts: Any) -> None:
+        if parts is not None and not whole.sliced and whole.shape:
+            whole.shape = shape = _utils._load_tensor_shape_by_layout(whole, parts, rank)
+            if hasattr(whole.init_mode, "shape"):
+                whole.init_mode.shape = shape
+        whole.sliced = True
 
     new = {
         (management, "_get_size_helper"): size,
@@ -150,6 +160,9 @@ def _answers(layout: Layout, rank: int) -> Iterator[None]:
         (_comm_helper, "CollectiveManager"): _Manager,
         (_utils, "_slice_parameter"): cut,
         (_utils, "_init_optimizer_state"): lambda parameter, phase: None,
+        # Nothing is filled, where every worker has a whole model either.
+        (parameter, "_is_in_auto_parallel_mode"): lambda: True,
+        (nn.Cell, "init_parameters_data"): lambda cell, auto_parallel_mode=False: {},
     }
     before = {(module, name): getattr(module, name) for module, name in new}
     try:
@@ -161,46 +174,55 @@ def _answers(layout: Layout, rank: int) -> Iterator[None]:
             setattr(module, name, answer)
 
 
-def dry_run(
-    make: Callable[[int], tuple[nn.Cell, Sequence[Any]]], layout: Layout, folder: Path, ranks: Sequence[int]
-) -> list[Stage]:
+def dry_run(make: Callable[[int], Graph], layout: Layout, folder: Path, ranks: Sequence[int]) -> list[Stage]:
     """Compile what `make` builds for a rank, once for each stage of the pipeline that `ranks` touch.
 
-    make: rank -> (cell, the arguments to compile it with). Writes the strategy of every rank of `ranks` to `folder`:
-    those of a stage are equal.
+    Writes the strategy of every rank of `ranks` to `folder`: those of a stage are equal.
     """
     per_stage = layout.world // layout.pipeline_stage
     stages = []
     for number in sorted({rank // per_stage for rank in ranks}):
         members = range(number * per_stage, (number + 1) * per_stage)
+        mine = [rank for rank in ranks if rank in members]
         with tempfile.TemporaryDirectory(prefix="mindrlhf-dry-run-") as scratch:
             written = Path(scratch) / "strategy.ckpt"
-            stages.append(_compile(make, layout, members, written, Path(scratch) / "graphs"))
-            for rank in (rank for rank in ranks if rank in members):
-                with replacing(strategy_path(folder, rank)) as temporary:
-                    shutil.copyfile(written, temporary)
+            stage = _compile(make, layout, members, written, Path(scratch) / "graphs")
+            for rank in mine:
+                _keep(stage, written, strategy_path(folder, rank), layout)
+        stages.append(stage)
     return stages
 
 
-def _compile(
-    make: Callable[[int], tuple[nn.Cell, Sequence[Any]]], layout: Layout, members: range, written: Path, graphs: Path
-) -> Stage:
+def _keep(stage: Stage, written: Path, path: Path, layout: Layout) -> None:
+    if layout.semi_auto:
+        with replacing(path) as temporary:
+            shutil.copyfile(written, temporary)
+    else:
+        # MindSpore writes none where every worker has a whole model.
+        weights = {name: part.full for name, part in stage.parameters.items() if part.kind != "state"}
+        write_strategy(path, weights, layout.world)
+
+
+def _compile(make: Callable[[int], Graph], layout: Layout, members: range, written: Path, graphs: Path) -> Stage:
     began = time.perf_counter()
     rank = members[0]
     with simulate(layout, rank, written, graphs):
-        cell, inputs = make(rank)
-        full = {parameter.name: tuple(parameter.shape) for parameter in cell.get_parameters()}
-        cell.compile(*inputs)
-        here = cell.parameter_layout_dict or {}
-        parameters = {
+        step, model, inputs = make(rank)
+        parameters = list(step.get_parameters())
+        full = {parameter.name: tuple(parameter.shape) for parameter in parameters}
+        weights = {parameter.name: parameter.requires_grad for parameter in model.get_parameters()}
+        step.compile(*inputs)
+        here = step.parameter_layout_dict if layout.semi_auto else full
+        slices = {
             parameter.name: Slice(
-                full[parameter.name],
-                tuple(parameter.shape),
-                str(parameter.dtype),
-                parameter.requires_grad,
+                full[parameter.name], tuple(parameter.shape), str(parameter.dtype), _kind(parameter.name, weights)
             )
-            for parameter in cell.get_parameters()
+            for parameter in parameters
             if parameter.name in here
         }
-        found = read_collectives(last_graph(graphs), _made)
-    return Stage(rank, members, parameters, found, time.perf_counter() - began)
+        found = read_collectives(last_graph(graphs), _made, layout.world)
+    return Stage(rank, members, slices, found, time.perf_counter() - began)
+
+
+def _kind(name: str, weights: Mapping[str, bool]) -> str:
+    return "state" if name not in weights else "trained" if weights[name] else "frozen"

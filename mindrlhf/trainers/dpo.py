@@ -16,6 +16,7 @@ from mindrlhf.config.schema import Config
 from mindrlhf.data.batches import Counts, PreferenceBatches, batch_shape, count, split_micro_batches
 from mindrlhf.data.records import Pair, PairRecords
 from mindrlhf.data.rows import COLLATIONS, Rows, row_length
+from mindrlhf.parallel.dry_run import Graph
 from mindrlhf.parallel.layout import Layout
 from mindrlhf.parallel.strategy import strategy_path, write_strategy
 from mindrlhf.runtime.device import Device
@@ -278,8 +279,8 @@ def build_step(cell: nn.Cell, optimizer: nn.Optimizer, config: Config, layout: L
     return TrainStep(cell, optimizer, config.train.max_grad_norm, passes, reduce_over, split_over)
 
 
-def training_graph(config: Config, device: Device, layout: Layout) -> tuple[TrainStep, tuple[Any, ...]]:
-    """The step of a run as `DPOTrainer` builds it, without weights and data, and the arguments to compile it with.
+def training_graph(config: Config, device: Device, layout: Layout) -> Graph:
+    """The step of a run as `DPOTrainer` builds it, without weights and data.
 
     Rows are as long as data.seq_len says, all their tokens scored: what a record may ask for at the most.
     """
@@ -296,7 +297,7 @@ def training_graph(config: Config, device: Device, layout: Layout) -> tuple[Trai
     step = build_step(cell, optimizer, config, layout, passes=1)
     step.set_train()
     rows = COLLATIONS[config.data.layout].collate([None] * config.train.global_batch_pairs, length, length, 1, 1)
-    return step, (True, *map(Tensor, rows))
+    return Graph(step, cell, (True, *map(Tensor, rows)))
 
 
 def _row(pair: Pair, figures: np.ndarray) -> dict[str, Any]:
