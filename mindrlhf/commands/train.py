@@ -55,6 +55,19 @@ def parser() -> Parser:
         metavar="True|False",
         help="go on from the newest step under output_dir",
     )
+    layout = flags.add_argument_group("layout")
+    layout.add_argument(
+        "--only_save_strategy",
+        type=boolean,
+        nargs="?",
+        const=True,
+        metavar="True|False",
+        help="compile, write the layout of every rank under output_dir/strategy, and leave; needs no data, no weights",
+    )
+    layout.add_argument(
+        "--dry_run_world_size", type=int, metavar="N", help="on a machine without NPUs: compile for N workers"
+    )
+    layout.add_argument("--dry_run_ranks", metavar="RANKS", help="write for these ranks alone, such as 0,4-7; else all")
     predict = flags.add_argument_group("predict")
     predict.add_argument(
         "--predict_data",
@@ -73,6 +86,15 @@ def main(argv: Sequence[str]) -> int:
     quiet()
     words, overrides = parse(parser(), argv)
     config = read_config(words, overrides, KEYS)
+    if words.only_save_strategy:
+        if config.run_mode != "train":
+            raise UserError(f"--only_save_strategy goes with run_mode train, not {config.run_mode}")
+        from mindrlhf.commands.only_strategy import only_save_strategy
+
+        only_save_strategy(config, words.dry_run_world_size, words.dry_run_ranks)
+        return 0
+    if words.dry_run_world_size is not None or words.dry_run_ranks is not None:
+        raise UserError("--dry_run_world_size and --dry_run_ranks go with --only_save_strategy True")
     if config.run_mode == "predict":
         from mindrlhf.commands.predict import predict
 

@@ -26,6 +26,7 @@ MOVED = {
     "processor.tokenizer.chat_template": "tokenizer.chat_template",
     "runner_config.epochs": "train.epochs",
     "runner_config.batch_size": "train.micro_batch_pairs",
+    "recompute_config.recompute": "train.recompute",
     "lr_schedule.learning_rate": "optimizer.learning_rate",
     "parallel.enable_parallel_optimizer": "parallel.optimizer_shard",
     "parallel_config.data_parallel": "parallel.data_parallel",
@@ -107,13 +108,17 @@ WITHOUT_EFFECT = {
     ),
     "parallel_config": (
         *("context_parallel", "context_parallel_algo", "ulysses_degree_in_cp", "seq_split_num"),
-        *("use_seq_parallel", "gradient_aggregation_group", "optimizer_shard", "recompute", "mem_coeff", "swap"),
+        *("gradient_aggregation_group", "optimizer_shard", "recompute", "mem_coeff", "swap"),
+    ),
+    "recompute_config": (
+        *("select_recompute", "select_comm_recompute", "parallel_optimizer_comm_recompute", "mp_comm_recompute"),
+        *("recompute_slice_activation", "select_recompute_exclude", "select_comm_recompute_exclude"),
     ),
 }
 # The other top-level keys of MindFormers' own template, and what its published files had before that.
 IGNORED = (
     *("trainer", "context", "runner_wrapper", "callbacks", "train_dataset", "train_dataset_task", "eval_dataset"),
-    *("eval_dataset_task", "recompute_config", "moe_config", "micro_batch_interleave_num", "use_parallel"),
+    *("eval_dataset_task", "moe_config", "micro_batch_interleave_num", "use_parallel"),
     *("resume_training", "use_legacy", "processor", "swap_config", "metric", "eval_callbacks", "do_eval"),
     *("eval_step_interval", "eval_epoch_interval", "only_save_strategy", "src_strategy_path_or_dir"),
     *("transform_process_num", "load_ckpt_format", "load_ckpt_async", "use_legacy_format", "balanced_load"),
@@ -123,7 +128,7 @@ IGNORED = (
     *("infer_precision_sync", "postprocess_use_numpy", "auto_tune", "filepath_prefix", "autotune_per_step"),
 )
 IGNORED_STARTS = ("profile", "monitor")
-THEIR_SECTIONS = ("model.arch", "runner_config", "parallel_config")
+THEIR_SECTIONS = ("model.arch", "runner_config", "parallel_config", "recompute_config")
 ABSENT = object()
 
 

@@ -104,7 +104,8 @@ class Rlhf:
 
 @dataclass(frozen=True)
 class Train:
-    """The loop. `steps` wins over `epochs`; a null `micro_batch_pairs` is no accumulation.
+    """The loop. `steps` wins over `epochs`; a null `micro_batch_pairs` is no accumulation. `recompute`: of a layer only
+    its input is kept for the backward pass, which computes the rest again.
 
     `metric_for_best_model`: the figure of the evaluations by which the best weights are kept. `greater_is_better` null:
     false for a loss, true for all else. `early_stopping_patience`: evaluations without a gain of more than
@@ -116,6 +117,7 @@ class Train:
     global_batch_pairs: int = _leaf(8, _count)
     micro_batch_pairs: int | None = _leaf(None, kinds.either(None, _count))
     max_grad_norm: float = _leaf(1.0, _positive)
+    recompute: bool = _leaf(False, _yes_no)
     logging_steps: int = _leaf(1, _count)
     eval_steps: int | None = _leaf(None, kinds.either(None, _count))
     save_steps: int | None = _leaf(None, kinds.either(None, _count))

@@ -28,7 +28,8 @@ class BuildOptions:
 
     seq_length: S, tokens of a row. compute_dtype, param_dtype: names such as "float32". fused: the Ascend kernels
     (flash attention, RmsNorm) instead of the plain ones. aux_loss_coef: weight of a router's load-balance loss, None as
-    config.json says. rope_by_product: rotary swaps halves by a product with a matrix, 4-D by 2-D. layout: how the model
+    config.json says. rope_by_product: rotary swaps halves by a product with a matrix, 4-D by 2-D.
+    recompute: of a layer only its input is kept for the backward pass. layout: how the model
     is spread.
     """
 
@@ -37,6 +38,7 @@ class BuildOptions:
     param_dtype: str = "float32"
     fused: bool = False
     rope_by_product: bool = False
+    recompute: bool = False
     aux_loss_coef: float | None = None
     layout: Layout = ONE_WORKER
 
@@ -146,6 +148,15 @@ def is_tied(hf_config: Mapping[str, Any]) -> bool:
     if not isinstance(tied, bool):
         raise UserError(f"config.json: tie_word_embeddings is {tied!r}; it must be true or false")
     return tied
+
+
+def recompute_layers(layers: Iterable[nn.Cell], optimizer_shard: bool) -> None:
+    """Let the backward pass compute again what lies between the inputs of these layers.
+
+    Where weights are gathered from the workers that share them, they are gathered again and not kept.
+    """
+    for layer in layers:
+        layer.recompute(parallel_optimizer_comm_recompute=optimizer_shard)
 
 
 _FAMILIES: dict[str, ModelFamily] = {}

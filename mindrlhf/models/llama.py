@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mindrlhf.models.family import TINY_HEAD, BuildOptions, ModelFamily, is_tied, register
+from mindrlhf.models.family import TINY_HEAD, BuildOptions, ModelFamily, is_tied, recompute_layers, register
 from mindrlhf.models.hf_config import DECODER_KEYS, check_heads, need, number, refuse_unsupported, tiny_decoder, whole
 from mindrlhf.models.hf_weights import Group, renamed
 from mindrlhf.runtime.errors import UserError
@@ -37,6 +37,7 @@ class LlamaFamily(ModelFamily):
         kernels = {
             "use_flash_attention": options.fused,
             "fused_rms_norm": options.fused,
+            "recompute_layers": options.recompute,
             "use_rope_slice": not options.rope_by_product,
         }
         return {
@@ -109,6 +110,8 @@ class LlamaFamily(ModelFamily):
         # Lazily inlined layers pay with a pipeline alone, and do not compile in data_parallel mode on CPU.
         config.disable_lazy_inline = config.parallel_config.pipeline_stage == 1
         model = LlamaForCausalLM(config=config)
+        if getattr(config, "recompute_layers", False):
+            recompute_layers(model.model.layers, config.parallel_optimizer)
         if not config.use_flash_attention:
             from mindrlhf.models.cpu import use_plain_attention
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 from unittest import mock
 
-from mindrlhf.models.family import BuildOptions, ModelFamily, is_tied
+from mindrlhf.models.family import BuildOptions, ModelFamily, is_tied, recompute_layers
 from mindrlhf.models.fused_weights import fused_gate_up, fused_qkv
 from mindrlhf.models.hf_config import DECODER_KEYS, check_heads, need, number, refuse_unsupported, whole
 from mindrlhf.models.hf_weights import Group, renamed
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mindspore import nn
 
 # Words of ours in a model_config that TransformerConfig does not have: the head's, rope's and the router's.
-OURS = ("type", "tied", "rope", "aux_loss_coef", "parallel_config")
+OURS = ("type", "tied", "rope", "aux_loss_coef", "parallel_config", "recompute_layers", "optimizer_shard")
 
 
 class McoreFamily(ModelFamily):
@@ -60,6 +60,8 @@ class McoreFamily(ModelFamily):
             "add_qkv_bias": self.qkv_has_bias,
             "qk_layernorm": self.qk_norm,
             "tied": is_tied(hf_config),
+            "recompute_layers": options.recompute,
+            "optimizer_shard": options.layout.optimizer_shard,
             "rope": asdict(rope),
             **_kernels(options),
             **_layout(options),
@@ -93,6 +95,8 @@ class McoreFamily(ModelFamily):
             from mindrlhf.models.mcore_cpu import use_plain_operators
 
             use_plain_operators(model)
+        if given.get("recompute_layers"):
+            recompute_layers(model.decoder.layers, given["optimizer_shard"])
         model.rope = given["rope"]
         return model
 

@@ -61,6 +61,18 @@ class Slice:
 
 
 @dataclass(frozen=True)
+class Sizes:
+    """Of the parameters of a stage: elements of all and of one rank's part, bytes of that part's weights, of their
+    gradients (float32, as the weights that are trained) and of the optimizer's states."""
+
+    full: int
+    local: int
+    weights: int
+    gradients: int
+    states: int
+
+
+@dataclass(frozen=True)
 class Stage:
     """What a stage of the pipeline came to, compiled as its `rank`. ranks: all that it stands for."""
 
@@ -69,6 +81,18 @@ class Stage:
     parameters: dict[str, Slice]
     collectives: list[Collective]
     seconds: float
+
+    @property
+    def sizes(self) -> Sizes:
+        """What one rank holds, added up."""
+        weights = [part for part in self.parameters.values() if part.kind != "state"]
+        return Sizes(
+            full=sum(math.prod(part.full) for part in weights),
+            local=sum(math.prod(part.local) for part in weights),
+            weights=sum(part.nbytes for part in weights),
+            gradients=sum(part.nbytes for part in weights if part.kind == "trained"),
+            states=sum(part.nbytes for part in self.parameters.values() if part.kind == "state"),
+        )
 
 
 class _Manager:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from mindrlhf.config.schema import Parallel
 from mindrlhf.runtime.errors import UserError
@@ -68,6 +68,14 @@ class Layout:
             expert_parallel=given.expert_parallel,
             sequence_parallel=given.sequence_parallel,
         )
+
+    def __str__(self) -> str:
+        words = [f"data_parallel {self.data_parallel}", f"model_parallel {self.model_parallel}"]
+        for field in fields(self)[2:]:
+            value = getattr(self, field.name)
+            if value != field.default:
+                words.append(field.name if value is True else f"{field.name} {str(value).lower()}")
+        return ", ".join(words)
 
     @property
     def world(self) -> int:

@@ -91,7 +91,7 @@ def setup(target: str = "auto", *, seed: int = 0) -> Device:
     Raises:
         UserError: no such target here.
     """
-    target = _find_target(target)
+    target = find_target(target)
 
     import mindspore
     from mindspore import communication
@@ -111,7 +111,8 @@ def setup(target: str = "auto", *, seed: int = 0) -> Device:
     return Device(target, communication.get_rank(), communication.get_group_size())
 
 
-def _find_target(target: str) -> str:
+def find_target(target: str) -> str:
+    """CPU or Ascend, for `device.target`; UserError for one that is not here."""
     if target not in TARGETS:
         raise UserError(f"device.target: '{target}' is not one of {', '.join(TARGETS)}")
     if target == "CPU":

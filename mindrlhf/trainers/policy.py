@@ -142,6 +142,7 @@ def build_options(
         compute_dtype=device.compute_dtype(config.model.dtype),
         param_dtype=device.compute_dtype(config.model.dtype) if frozen else "float32",
         fused=device.flash_attention,
+        recompute=config.train.recompute and not frozen,
         rope_by_product=device.broadcasts_products,
         aux_loss_coef=config.model.aux_loss_coef,
         layout=layout.of_model,

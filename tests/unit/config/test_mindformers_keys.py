@@ -73,7 +73,7 @@ parallel_config:
   vocab_emb_dp: False
   gradient_aggregation_group: 4
 micro_batch_interleave_num: 1
-recompute_config: {recompute: True}
+recompute_config: {recompute: True, mp_comm_recompute: True}
 moe_config: {expert_num: 1}
 model:
   model_config:
@@ -134,7 +134,7 @@ def test_a_mindformers_file_is_understood(write, capsys):
         },
     }
     expected["tokenizer"]["path"] = "/models/qwen2/vocab.json"
-    expected["train"].update(epochs=5, micro_batch_pairs=2, global_batch_pairs=16)
+    expected["train"].update(epochs=5, micro_batch_pairs=2, global_batch_pairs=16, recompute=True)
     expected["optimizer"].update(betas=[0.9, 0.95], eps=1e-6, weight_decay=0.1, learning_rate=1e-6)
     expected["lr_schedule"].update(type="cosine", warmup_ratio=0.01)
     expected["parallel"].update(data_parallel=2, model_parallel=4, optimizer_shard=True, vocab_emb_dp=False)
@@ -153,9 +153,10 @@ def test_a_mindformers_file_is_understood(write, capsys):
     assert sorted(ignored) == sorted(
         [
             *("callbacks", "context", "eval_dataset", "eval_dataset_task", "micro_batch_interleave_num", "moe_config"),
-            *("monitor_config", "processor", "profile", "profile_start_step", "recompute_config", "resume_training"),
+            *("monitor_config", "processor", "profile", "profile_start_step", "resume_training"),
             *("runner_wrapper", "train_dataset", "train_dataset_task", "trainer", "use_legacy", "use_parallel"),
             "runner_config.{sink_mode, sink_size}",
+            "recompute_config.{mp_comm_recompute}",
             "lr_schedule.{lr_end, total_steps}",
             "parallel.{parallel_mode, gradients_mean, full_batch, strategy_ckpt_config}",
             "parallel_config.{gradient_aggregation_group}",

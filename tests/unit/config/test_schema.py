@@ -53,6 +53,7 @@ DEFAULTS = {
         "global_batch_pairs": 8,
         "micro_batch_pairs": None,
         "max_grad_norm": 1.0,
+        "recompute": False,
         "logging_steps": 1,
         "eval_steps": None,
         "save_steps": None,
@@ -95,6 +96,7 @@ ABOVE_0_TO_1 = ["generation.top_p", "rlhf.ref_model_mixup_alpha"]
 YES_NO = [
     *(
         "data.shuffle",
+        "train.recompute",
         "train.resume",
         "parallel.optimizer_shard",
         "parallel.vocab_emb_dp",

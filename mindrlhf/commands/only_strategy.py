@@ -1,0 +1,152 @@
+"""--only_save_strategy: the layout of a run, compiled and written down without a step being trained."""
+
+from __future__ import annotations
+
+import re
+import resource
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mindrlhf.config.schema import Config
+from mindrlhf.parallel.layout import Layout
+from mindrlhf.runtime import logging
+from mindrlhf.runtime.errors import UserError
+from mindrlhf.runtime.logging import log
+
+if TYPE_CHECKING:
+    from mindrlhf.parallel.dry_run import Stage
+
+RECORD = "dry_run.json"
+_RANKS = re.compile(r"(\d+)(?:-(\d+))?")
+
+
+def only_save_strategy(config: Config, world: int | None, ranks: str | None) -> None:
+    """Write the strategy of every rank (or of `ranks`, as in 0,4-7) under output_dir and show what the layout costs.
+
+    On Ascend the workers that run compile, as MindSpore does it; elsewhere one process pretends to be `world`. Raises
+    `UserError` where neither can be done.
+    """
+    from mindrlhf.checkpoint.store import NETWORK
+    from mindrlhf.runtime.device import find_target
+
+    output = Path(config.output_dir)
+    if (output / NETWORK).exists():
+        raise UserError(
+            f"{output} holds the checkpoint of a run, whose strategy this would replace; set another output_dir"
+        )
+    if find_target(config.device.target) == "Ascend":
+        if world is not None or ranks is not None:
+            raise UserError("--dry_run_world_size and --dry_run_ranks are for a machine without NPUs; leave them out")
+        _on_devices(config)
+        return
+    if logging.world() > 1:
+        raise UserError("without NPUs a layout is compiled in one process; run it without the launcher")
+    if world is not None and world < 1:
+        raise UserError(f"--dry_run_world_size is {world}; give a number of workers, such as 8")
+    layout = Layout.of(config.parallel, world or _own_world(config))
+    layout.check_batch(config.train.global_batch_pairs)
+    _pretend(config, layout, _chosen(ranks, layout.world))
+
+
+def _own_world(config: Config) -> int:
+    """The number of workers that the yaml itself says."""
+    parallel = config.parallel
+    if parallel.data_parallel == "auto":
+        raise UserError("for how many workers? parallel.data_parallel is auto; give --dry_run_world_size, such as 8")
+    return int(parallel.data_parallel) * parallel.model_parallel * parallel.pipeline_stage
+
+
+def _chosen(words: str | None, world: int) -> list[int]:
+    """The ranks that `words` such as 0,4-7 name, ascending; all where it is None."""
+    if words is None:
+        return list(range(world))
+    found: set[int] = set()
+    for word in words.split(","):
+        match = _RANKS.fullmatch(word.strip())
+        if not match:
+            raise UserError(f"--dry_run_ranks: '{word}' is no rank; give numbers and ranges, such as 0,4-7")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if not first <= last < world:
+            raise UserError(f"--dry_run_ranks: {word} does not lie in 0-{world - 1}, the ranks of {world} workers")
+        found.update(range(first, last + 1))
+    return sorted(found)
+
+
+def _on_devices(config: Config) -> None:
+    from mindrlhf.parallel.strategy import strategy_path, write_strategy
+    from mindrlhf.trainers.dpo import training_graph
+    from mindrlhf.trainers.setup import setup_training
+
+    device, layout = setup_training(config)
+    graph = training_graph(config, device, layout)
+    shapes = {parameter.name: parameter.shape for parameter in graph.model.get_parameters()}
+    path = strategy_path(Path(config.output_dir) / "strategy", device.rank)
+    if layout.semi_auto:
+        graph.step.compile(*graph.inputs)
+    else:
+        write_strategy(path, shapes, layout.world)
+    log(f"strategy: {path.parent}")
+    device.leave()
+
+
+def _pretend(config: Config, layout: Layout, ranks: Sequence[int]) -> None:
+    from mindrlhf.parallel.dry_run import dry_run
+    from mindrlhf.parallel.strategy import strategy_path, strategy_ranks
+    from mindrlhf.runtime.device import Device
+    from mindrlhf.runtime.files import require_writable, write_json
+    from mindrlhf.trainers.dpo import training_graph
+
+    folder = Path(config.output_dir) / "strategy"
+    require_writable(config.output_dir)
+    log(f"{layout.world} workers: {layout}; compiling for Ascend, nothing is computed")
+    stages = dry_run(
+        lambda rank: training_graph(config, Device("Ascend", rank, layout.world, pretended=True), layout),
+        layout,
+        folder,
+        ranks,
+    )
+    for rank in strategy_ranks(folder):
+        if rank >= layout.world:
+            strategy_path(folder, rank).unlink()
+    for stage in stages:
+        log("\n".join(report(stage)))
+    write_json(Path(config.output_dir) / RECORD, {"world": layout.world, "stages": list(map(record, stages))})
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    log(f"strategy of {len(ranks)} rank(s): {folder}  (peak memory of this process {peak:.1f} GB)")
+
+
+def report(stage: Stage) -> list[str]:
+    """What a stage costs each of its ranks, in lines."""
+    from mindrlhf.parallel.collectives import summary
+
+    sizes = stage.sizes
+    lines = [
+        f"stage of ranks {stage.ranks[0]}-{stage.ranks[-1]}, compiled in {stage.seconds:.0f} s",
+        f"  parameters per rank  {sizes.local / 1e9:.3f} of {sizes.full / 1e9:.3f} billion",
+        f"  memory per rank      weights {_gb(sizes.weights)}, gradients {_gb(sizes.gradients)}, "
+        f"optimizer {_gb(sizes.states)}",
+        "  collectives of a step",
+    ]
+    for kind, size, count, nbytes in summary(stage.collectives):
+        lines.append(f"    {kind:<14} over {size:>4}  {count:>5} x  {_gb(nbytes)}")
+    return lines
+
+
+def record(stage: Stage) -> dict[str, object]:
+    """The same for machines."""
+    from dataclasses import asdict
+
+    from mindrlhf.parallel.collectives import summary
+
+    names = ("kind", "group", "count", "bytes")
+    return {
+        "ranks": [stage.ranks[0], stage.ranks[-1]],
+        "seconds": stage.seconds,
+        **asdict(stage.sizes),
+        "collectives": [dict(zip(names, row)) for row in summary(stage.collectives)],
+    }
+
+
+def _gb(nbytes: float) -> str:
+    return f"{nbytes / 2**30:.2f} GB"
