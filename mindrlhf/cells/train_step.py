@@ -6,6 +6,30 @@ import mindspore as ms
 from mindspore import nn, ops
 
 
+class Clip(nn.Cell):
+    """gradients -> (gradients of a global norm of at most `max_grad_norm`, None for any; the norm () before).
+
+    As torch clips: g min(1, max / (norm + 1e-6)).
+    """
+
+    def __init__(self, max_grad_norm: float | None) -> None:
+        super().__init__(auto_prefix=False)
+        self.max_grad_norm = max_grad_norm
+        self.map = ops.HyperMap()
+        # By this mark semi-auto parallel knows the square sum of a gradient's slice, and adds up those of all slices.
+        self.square_sum = ops.ExpandDims().add_prim_attr("grad_scale", True)
+
+    def construct(self, gradients):
+        squares = ops.zeros(1, ms.float32)
+        for gradient in gradients:
+            squares = squares + self.square_sum(ops.square(gradient.astype(ms.float32)).sum(), 0)
+        norm = ops.sqrt(squares).reshape(())
+        if self.max_grad_norm is not None:
+            scale = ops.minimum(ops.ones((), ms.float32), self.max_grad_norm / (norm + 1e-6))
+            gradients = self.map(ops.partial(_scale, scale), gradients)
+        return gradients, norm
+
+
 class TrainStep(nn.Cell):
     """Wraps a cell (batch) -> (loss, sums, logps, figures); losses and sums add up over micro-batches and workers.
 
@@ -30,16 +54,14 @@ class TrainStep(nn.Cell):
         super().__init__(auto_prefix=False)
         self.cell = cell
         self.optimizer = optimizer
-        self.max_grad_norm = max_grad_norm
         self.accumulates = passes > 1
         self.reduces = reduce_over > 1
         self.split_over = split_over
         self.gradients = ops.value_and_grad(self._share, None, optimizer.parameters, has_aux=True)
         self.map = ops.HyperMap()
-        # By this mark semi-auto parallel knows the square sum of a gradient's slice, and adds up those of all slices.
-        # It does not find it past the sum of several passes.
+        # The parts of a norm are not found past the sum of several passes.
         assert passes == 1 or split_over == 1
-        self.square_sum = ops.ExpandDims().add_prim_attr("grad_scale", True)
+        self.clip = Clip(max_grad_norm)
         if self.accumulates:
             self.kept = optimizer.parameters.clone(prefix="accumulated", init="zeros")
             self.kept_sums = ms.Parameter(
@@ -70,13 +92,7 @@ class TrainStep(nn.Cell):
         if self.reduces:
             gradients = self.reducer(gradients)
             sums = self.all_reduce(sums)
-        squares = ops.zeros(1, ms.float32)
-        for gradient in gradients:
-            squares = squares + self.square_sum(ops.square(gradient.astype(ms.float32)).sum(), 0)
-        norm = ops.sqrt(squares).reshape(())
-        if self.max_grad_norm is not None:
-            scale = ops.minimum(ops.ones((), ms.float32), self.max_grad_norm / (norm + 1e-6))
-            gradients = self.map(ops.partial(_scale, scale), gradients)
+        gradients, norm = self.clip(gradients)
         # The sums read weights too, which nothing else keeps from being updated before.
         gradients = ops.depend(gradients, sums)
         sums = ops.depend(sums, self.optimizer(gradients))

@@ -11,8 +11,9 @@ of all before it. protobuf would hold the whole file at once; the framing is a f
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -150,6 +151,40 @@ class CkptFile(TensorFile):
             end = offset + length
         self._file.seek(end)
         return zlib.crc32(self._file.read(self._end - end), crc) == self._expected
+
+
+class CkptPlan:
+    """Where everything of a file will lie, before a byte of it is written; tensors in the order of `specs`.
+
+    places: name -> (offset, length) of its pieces. size: bytes of the file, with the checksum that
+    mindspore.load_checkpoint(crc_check=True) reads.
+    """
+
+    def __init__(self, specs: Mapping[str, Spec]) -> None:
+        self.specs = specs
+        self.places: dict[str, list[tuple[int, int]]] = {}
+        self._frames: list[tuple[int, bytes, str, int]] = []  # offset, bytes, and of which piece of which tensor
+        end = 0
+        for name, spec in specs.items():
+            self.places[name] = []
+            for start in range(0, spec.nbytes, SLICE) or (0,):
+                length = min(SLICE, spec.nbytes - start)
+                frame = _frame(name, spec, length)
+                self._frames.append((end, frame, name, len(self.places[name])))
+                self.places[name].append((end + len(frame), length))
+                end += len(frame) + length
+        self._end = end
+        self.size = end + _TRAILER
+
+    def seal(self, file: BinaryIO, sums: Mapping[str, list[int]]) -> None:
+        """Write all that is no tensor. sums: the CRC-32 of every piece."""
+        crc = 0
+        for offset, frame, name, k in self._frames:
+            file.seek(offset)
+            file.write(frame)
+            crc = join_crc(zlib.crc32(frame, crc), sums[name][k], self.places[name][k][1])
+        file.seek(self._end)
+        file.write(_CRC + crc.to_bytes(10, "big"))
 
 
 class CkptWriter:

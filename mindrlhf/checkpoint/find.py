@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mindrlhf.parallel.strategy import is_whole, read_strategy, strategy_path
+from mindrlhf.parallel.strategy import Strategy, is_whole, read_strategies, read_strategy, strategy_path, strategy_ranks
 from mindrlhf.runtime.errors import NAMED, CorruptCheckpoint, IncompleteCheckpoint, UserError, some
 from mindrlhf.runtime.files import PathLike
 
@@ -26,25 +26,28 @@ class Weights:
     """Weight files that belong together.
 
     folder: where config.json and the tokenizer files lie. format: "safetensors", "ckpt" or "bin". promised: the names
-    that a Hugging Face index announces, empty where there is none.
+    that a Hugging Face index announces, empty where there is none. strategy: the strategy folder where the files are
+    the slices of ranks 0 to N - 1; None where they hold whole tensors.
     """
 
     files: tuple[Path, ...]
     folder: Path
     format: str
     promised: frozenset[str] = field(default_factory=frozenset)
+    strategy: Path | None = None
 
     def __str__(self) -> str:
         return str(self.files[0] if len(self.files) == 1 else self.folder)
 
 
-def find_weights(path: PathLike) -> Weights:
+def find_weights(path: PathLike, strategy: PathLike | None = None) -> Weights:
     """The weights at `path`.
 
     `path` is a Hugging Face folder, an output folder that holds `checkpoint_network`, that folder, one of its rank
     folders, or one file; where a file has the other ending (.safetensors, .ckpt) than asked for, that one is taken.
-    Raises `UserError` where nothing is found or where a rank holds but slices, `IncompleteCheckpoint` where a shard
-    is missing.
+    strategy: the strategy folder of the run; where it is not given, `strategy` beside `checkpoint_network`. By it the
+    slices of all ranks are found as the whole tensors that they make up. Raises `UserError` where nothing is found or
+    where a single rank that holds but slices is named, `IncompleteCheckpoint` where a shard or a rank is missing.
     """
     place = Path(path)
     if not place.is_dir():
@@ -55,12 +58,63 @@ def find_weights(path: PathLike) -> Weights:
         network = network_folder(place)
         if network == place and not rank_folders(place):
             return _in_folder(place)
+        layouts = Path(strategy) if strategy else network.parent / "strategy"
+        if strategy or _holds_slices(layouts):
+            return slices_in(network, read_strategies(layouts))
         file = rank_file(network / "rank_0")
     if not _RANK.fullmatch(file.parent.name):
         return Weights((file,), file.parent, file.suffix[1:])
     network = file.parent.parent
-    _require_whole(network, file.parent.name)
+    if _holds_slices(network.parent / "strategy"):
+        raise UserError(f"{file.parent} holds the slices of one rank; give {network}, which holds those of all")
     return Weights((file,), network, file.suffix[1:])
+
+
+def slices_in(network: Path, strategy: Strategy) -> Weights:
+    """The files of all ranks in `network`, of which `strategy` says what they hold; one where all hold the same.
+
+    Raises `IncompleteCheckpoint` where a rank is missing, `UserError` where there is one too many, or one has no file
+    or two.
+    """
+    files = rank_files(network, strategy)
+    kind = files[0].suffix[1:]
+    if strategy.whole:
+        return Weights((files[0],), network, kind)
+    return Weights(tuple(files), network, kind, strategy=strategy.source)
+
+
+def rank_files(network: Path, strategy: Strategy) -> list[Path]:
+    """The weight files of ranks 0 to N - 1; raises as `slices_in`."""
+    folders = rank_folders(network)
+    if not folders:
+        raise UserError(f"{network} holds no rank folders (looked for rank_0, rank_1, ...)")
+    missing = [rank for rank in range(strategy.world) if rank not in folders]
+    if missing:
+        raise IncompleteCheckpoint(
+            f"{network} lacks the checkpoint of rank {some(list(map(str, missing)))}: the strategy {strategy.source} "
+            f"is for {strategy.world} ranks; copy it from its machine"
+        )
+    foreign = [rank for rank in folders if rank >= strategy.world]
+    if foreign:
+        raise UserError(
+            f"{network} holds a checkpoint of rank {some(list(map(str, foreign)))}, and the strategy {strategy.source} "
+            f"is for {strategy.world} ranks: of which run is it?"
+        )
+    files = [rank_file(folder) for folder in folders.values()]
+    for file in files:
+        if file.suffix != files[0].suffix:
+            raise UserError(f"{files[0]} and {file} are of different formats; all ranks must be of one save")
+    return files
+
+
+def _holds_slices(folder: Path) -> bool:
+    """Whether ranks hold less than the whole tensors, by a strategy folder that may not be there."""
+    ranks = strategy_ranks(folder) if folder.is_dir() else []
+    if not ranks:
+        return False
+    layouts = read_strategy(strategy_path(folder, ranks[0])).values()
+    devices = max(layout.devices for layout in layouts)
+    return len(ranks) > devices or not all(map(is_whole, layouts))
 
 
 def network_folder(path: PathLike) -> Path:
@@ -70,6 +124,11 @@ def network_folder(path: PathLike) -> Path:
         raise UserError(f"{path} is a state to resume from (--resume True), not weights; give {weights}")
     inner = Path(path) / NETWORK
     return inner if inner.is_dir() else Path(path)
+
+
+def is_rank_folder(folder: Path) -> bool:
+    """Whether a folder is named as that of a rank."""
+    return bool(_RANK.fullmatch(folder.name))
 
 
 def rank_folders(network: PathLike) -> dict[int, Path]:
@@ -147,12 +206,3 @@ def _sharded(index: Path) -> Weights:
             f"{folder} is incomplete: {len(missing)} of {len(shards)} shards are missing: {some(missing)}"
         )
     return Weights(tuple(folder / shard for shard in shards), folder, ending[1:], frozenset(weight_map))
-
-
-def _require_whole(network: Path, rank: str) -> None:
-    strategy = strategy_path(network.parent / "strategy", int(rank[len("rank_") :]))
-    if strategy.is_file() and not all(is_whole(layout) for layout in read_strategy(strategy).values()):
-        raise UserError(
-            f"{network / rank} holds slices; merge it first: tools/transform_checkpoint.py --src_checkpoint={network} "
-            f"--src_strategy={strategy.parent} --dst_checkpoint=MERGED"
-        )

@@ -1,146 +1,227 @@
-"""The weights of many ranks into one checkpoint. Today every rank must hold every tensor whole (data parallel)."""
+"""From the checkpoint of one layout to that of another, or to a single one: slice by slice, everything verified."""
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Mapping
+import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Callable
 
-from mindrlhf.checkpoint.store import (
-    NETWORK,
-    SUFFIXES,
-    Weights,
-    carry_files,
-    network_folder,
-    rank_file,
-    rank_folders,
-    read_tensors,
-    sweep,
-)
-from mindrlhf.parallel.strategy import TensorLayout, is_whole, read_strategy, strategy_path, strategy_ranks
-from mindrlhf.runtime.errors import CorruptCheckpoint, IncompleteCheckpoint, UserError, some
-from mindrlhf.runtime.files import PathLike, replacing, sha256_file
+from mindrlhf.checkpoint.ckpt_file import CkptPlan
+from mindrlhf.checkpoint.destination import link_or_copy, no_folder_left, require_room, sweep
+from mindrlhf.checkpoint.find import NETWORK, SUFFIXES, rank_folders
+from mindrlhf.checkpoint.rank_manifest import remove_manifest, write_manifest
+from mindrlhf.checkpoint.rank_slices import RankSlices, slices_of
+from mindrlhf.checkpoint.safetensors_file import SafetensorsPlan
+from mindrlhf.checkpoint.scan import Plan, TargetFile
+from mindrlhf.checkpoint.scan_all import require_own_slices, scan_all
+from mindrlhf.checkpoint.sources import open_source, whole_strategy
+from mindrlhf.checkpoint.store import TENSORS, carry_files, network_file
+from mindrlhf.checkpoint.tensor_file import Spec
+from mindrlhf.parallel.slices import Box, extent
+from mindrlhf.parallel.strategy import Strategy, read_strategies, strategy_path, strategy_ranks
+from mindrlhf.runtime.errors import CorruptCheckpoint, UserError, some
+from mindrlhf.runtime.files import PathLike, replacing, write_json
+
+Check = Callable[[RankSlices, Path], None]
 
 
 @dataclass(frozen=True)
-class Merged:
-    """What a merge did. carried: names of the files copied beside the rank folder."""
+class Transformed:
+    """What was done. path: the file of rank 0. sources, targets: ranks read and written. size: bytes of the tensors.
+
+    carried: names of the files copied beside the rank folders.
+    """
 
     path: Path
-    ranks: int
+    sources: int
+    targets: int
     tensors: int
     size: int
     carried: tuple[str, ...]
 
 
-def merge(src_checkpoint: PathLike, src_strategy: PathLike, dst_checkpoint: PathLike) -> Merged:
-    """Join the rank folders of `src_checkpoint` into `DST/checkpoint_network/rank_0/checkpoint_0.<ext>`.
+def transform(
+    src_checkpoint: PathLike,
+    dst_checkpoint: PathLike,
+    *,
+    src_strategy: PathLike | None = None,
+    dst_strategy: PathLike | None = None,
+    kind: str | None = None,
+    processes: int | None = None,
+    check: Check | None = None,
+) -> Transformed:
+    """Write the checkpoint at `src_checkpoint` as `DST/checkpoint_network/rank_K/checkpoint_0.<kind>`.
 
-    src_checkpoint: a folder of rank folders, or the output folder around it. src_strategy: the folder of the run's
-    strategy files. Raises a `UserError` where ranks are missing, foreign, of different saves, or hold slices.
+    src_checkpoint, src_strategy: see `open_source`. dst_strategy: the strategy folder of the layout to write, copied
+    to `DST/strategy`; where not given, one rank holds everything. kind: "safetensors" or "ckpt", the source's where not
+    given. check: raises where names and full shapes are not those of the model beside the source. Raises a `UserError`
+    that names file and reason where anything is missing, foreign, damaged or contradictory. What was written is read
+    back and compared before it appears.
     """
-    for folder in (src_checkpoint, src_strategy):
-        if not Path(folder).is_dir():
-            raise UserError(f"there is no folder {folder}; name the checkpoint_network and the strategy of one run")
-    source, network = network_folder(src_checkpoint), Path(dst_checkpoint) / NETWORK
-    _check_target(source, network)
-    layouts = _agreed_layouts(Path(src_strategy))
-    files = _rank_files(source, world=next(iter(layouts.values())).devices)
-    split = [name for name, layout in layouts.items() if not is_whole(layout)]
-    if split:
+    source, beside = open_source(src_checkpoint, src_strategy)
+    try:
+        if check:
+            check(source, beside)
+        network = Path(dst_checkpoint) / NETWORK
+        strategy = read_strategies(dst_strategy) if dst_strategy else whole_strategy([source.table], network)
+        _require_target(beside, network, strategy)
+        slices = _slices(source, strategy)
+        _write(source, network, strategy, slices, kind or source.kind, processes)
+    finally:
+        source.close()
+    carried = tuple(carry_files(beside, network))
+    size = sum(spec.nbytes for spec in source.table.values())
+    path = network_file(dst_checkpoint, 0).with_suffix(f".{kind or source.kind}")
+    return Transformed(path, len(source.files), strategy.world, len(source.table), size, carried)
+
+
+def table_of(specs: Mapping[str, Spec], sha256: Mapping[str, str]) -> dict[str, Any]:
+    """What `tensors.json` says of whole tensors."""
+    return {
+        "tensors": {
+            name: {"dtype": spec.dtype, "shape": list(spec.shape), "sha256": sha256[name]}
+            for name, spec in specs.items()
+        }
+    }
+
+
+@dataclass(frozen=True)
+class _Slices:
+    """What ranks will hold. boxes: of each file that differs from the others. of_rank: the number of its file."""
+
+    boxes: list[dict[str, Box]]
+    of_rank: list[int]
+
+
+def _slices(source: RankSlices, strategy: Strategy) -> _Slices:
+    unknown = [name for name in source.table if name not in strategy.names]
+    if unknown:
         raise UserError(
-            f"{source} holds slices of {len(split)} tensors, and only whole ones can be merged: {some(split)}"
+            f"{strategy.source} has no layout of {len(unknown)} tensors that {source.path} holds: {some(unknown)}; is "
+            f"it the strategy of this model, and are the weights under MindFormers' names (tools/convert_weight.py)?"
         )
-    _check_replicas(files)
-    count = _check_tensors(files[0], source, layouts)
-    target = network / "rank_0" / f"checkpoint_0{files[0].suffix}"
-    sweep(target.parent)
-    with replacing(target) as temporary:
-        shutil.copyfile(files[0], temporary)
-    for suffix in SUFFIXES:
-        if suffix != target.suffix:
-            target.with_suffix(suffix).unlink(missing_ok=True)
-    carried = carry_files(source, network)
-    return Merged(target, len(files), count, target.stat().st_size, tuple(carried))
+    boxes: list[dict[str, Box]] = []
+    of_rank: list[int] = []
+    known: dict[tuple[tuple[str, Box], ...], int] = {}
+    for rank in range(strategy.world):
+        mine = slices_of(source.table, strategy, rank)
+        key = tuple(sorted(mine.items()))
+        if key not in known:
+            known[key] = len(boxes)
+            # The order of the source: a .ckpt file keeps it.
+            boxes.append({name: mine[name] for name in source.table if name in mine})
+        of_rank.append(known[key])
+    return _Slices(boxes, of_rank)
 
 
-def _check_target(source: Path, network: Path) -> None:
-    if not network.is_dir():
-        return
-    if network.samefile(source):
-        raise UserError(f"the merged checkpoint would replace its source {source}: give another destination")
-    others = [folder.name for rank, folder in rank_folders(network).items() if rank > 0]
-    if others:
-        raise UserError(f"{network} holds the ranks of a run ({some(others)}): give another destination")
+def _require_target(beside: Path, network: Path, strategy: Strategy) -> None:
+    if network.is_dir():
+        if network.samefile(beside):
+            raise UserError(f"the result would replace its source {beside}: give another destination")
+        ranks = [place.name for rank, place in rank_folders(network).items() if rank > 0]
+        if ranks:
+            raise UserError(f"{network} holds the ranks of a run ({some(ranks)}): give another destination")
+    folder = network.parent / "strategy"
+    others = strategy_ranks(folder) if folder.is_dir() else []
+    if strategy.world == 1 and len(others) > 1:
+        raise UserError(f"{folder} is the strategy of {len(others)} ranks: give another destination")
 
 
-def _agreed_layouts(folder: Path) -> dict[str, TensorLayout]:
-    """The layouts that the strategy files of all ranks state alike."""
-    ranks = strategy_ranks(folder)
-    if not ranks:
-        raise UserError(f"{folder} holds no strategy (looked for ckpt_strategy_rank_K.ckpt)")
-    layouts = read_strategy(strategy_path(folder, ranks[0]))
-    for rank in ranks[1:]:
-        if read_strategy(strategy_path(folder, rank)) != layouts:
-            raise CorruptCheckpoint(f"the strategies of ranks {ranks[0]} and {rank} in {folder} differ")
-    worlds = {layout.devices for layout in layouts.values()}
-    if len(worlds) > 1:
-        raise CorruptCheckpoint(
-            f"the strategy of rank {ranks[0]} in {folder} is damaged: it is for {sorted(worlds)} ranks"
-        )
-    _check_ranks(ranks, worlds.pop(), "strategy", folder)
-    return layouts
+def _write(
+    source: RankSlices, network: Path, strategy: Strategy, slices: _Slices, kind: str, processes: int | None
+) -> None:
+    """Write the files of all ranks, read them back, and let them appear, their manifests last."""
+    paths = [network / f"rank_{rank}" / f"checkpoint_0.{kind}" for rank in range(strategy.world)]
+    first = [paths[slices.of_rank.index(number)] for number in range(len(slices.boxes))]
+    plans = [_plan(_specs(source, boxes), kind) for boxes in slices.boxes]
+    require_room(network, sum(plan.size for plan in plans))
+    with no_folder_left(network), contextlib.ExitStack() as stack:
+        targets = []
+        for path, plan, boxes in zip(first, plans, slices.boxes):
+            sweep(path.parent)
+            temporary = stack.enter_context(replacing(path))
+            with temporary.open("wb") as file:
+                file.truncate(plan.size)
+            targets.append(TargetFile(temporary, plan, boxes))
+        sums = _fill(source, targets, processes)
+        _read_back(strategy, slices.of_rank, targets, kind, sums, processes)
+        _publish_strategy(strategy, network.parent / "strategy")
+        (network / TENSORS).unlink(missing_ok=True)
+        for path in first:
+            remove_manifest(path.parent)
+    save, step = uuid.uuid4().hex, source.manifests[0].step if source.manifests[0] else None
+    for rank, (path, number) in enumerate(zip(paths, slices.of_rank)):
+        if path != first[number]:
+            link_or_copy(first[number], path)
+        for suffix in SUFFIXES:
+            if suffix != path.suffix:
+                path.with_suffix(suffix).unlink(missing_ok=True)
+        write_manifest(path, sums[1][number], rank=rank, world=strategy.world, step=step, save=save)
+    write_json(network / TENSORS, table_of(source.table, sums[0]))
 
 
-def _rank_files(source: Path, world: int) -> list[Path]:
-    folders = rank_folders(source)
-    if not folders:
-        raise UserError(f"{source} holds no rank folders (looked for rank_0, rank_1, ...)")
-    _check_ranks(list(folders), world, "checkpoint", source)
-    files = [rank_file(folder) for folder in folders.values()]
-    for file in files:
-        if file.suffix != files[0].suffix:
-            raise UserError(f"{files[0]} and {file} are of different formats")
-    return files
+def _specs(source: RankSlices, boxes: Mapping[str, Box]) -> dict[str, Spec]:
+    return {name: Spec(source.table[name].dtype, extent(box)) for name, box in boxes.items()}
 
 
-def _check_ranks(ranks: list[int], world: int, what: str, folder: Path) -> None:
-    """Raise where `ranks`, ascending, are not 0 to world - 1."""
-    gap = next((rank for rank, present in enumerate(ranks) if rank != present), len(ranks))
-    if gap < world:
-        raise IncompleteCheckpoint(
-            f"{folder} lacks the {what} of rank {gap}: the strategy is for {world} ranks; copy it from its machine"
-        )
-    if len(ranks) > world:
-        raise UserError(
-            f"{folder} holds a {what} of rank {ranks[-1]}, and the strategy is for {world} ranks: of which run is it?"
-        )
+def _plan(specs: Mapping[str, Spec], kind: str) -> Plan:
+    return CkptPlan(specs) if kind == "ckpt" else SafetensorsPlan(specs)
 
 
-def _check_replicas(files: list[Path]) -> None:
-    digest = sha256_file(files[0])
-    for file in files[1:]:
-        if not file.samefile(files[0]) and sha256_file(file) != digest:
+def _fill(
+    source: RankSlices, targets: Sequence[TargetFile], processes: int | None
+) -> tuple[dict[str, str], list[dict[str, str]]]:
+    """Write all tensors and seal the files; the digests of whole tensors, and of what each file holds."""
+    sums: list[dict[str, list[int]]] = [{} for _ in targets]
+    sha256: list[dict[str, str]] = [{} for _ in targets]
+    scanned = scan_all(source, targets, processes, "transform")
+    require_own_slices(source, scanned)
+    for found in scanned:
+        for piece in found.written:
+            sums[piece.target][found.name], sha256[piece.target][found.name] = piece.sums, piece.sha256
+    for target, crcs in zip(targets, sums):
+        with target.path.open("r+b") as file:
+            target.plan.seal(file, crcs)
+    return {found.name: found.sha256 for found in scanned}, sha256
+
+
+def _read_back(
+    strategy: Strategy,
+    of_rank: Sequence[int],
+    targets: Sequence[TargetFile],
+    kind: str,
+    sha256: tuple[Mapping[str, str], Sequence[Mapping[str, str]]],
+    processes: int | None,
+) -> None:
+    """Raise where the files, read as one would read them, do not make up what was read from the source."""
+    files = [targets[number].path for number in of_rank]
+    written = RankSlices(files, kind, strategy, beside=False, owned=False)
+    expected, of_files = sha256
+    for found in scan_all(written, (), processes, "read back"):
+        parts = zip(written.parts[found.name], found.parts)
+        wrong = any(digest != of_files[of_rank[part.ranks[0]]][found.name] for part, digest in parts)
+        if wrong or found.sha256 != expected[found.name]:
             raise CorruptCheckpoint(
-                f"{files[0].parent.name} and {file.parent.name} of {file.parent.parent} should be copies and differ: "
-                "they are of different saves, or one is damaged; copy both anew"
+                f"{found.name} reads back otherwise than it was written to {files[0].parent.parent}; is the disk sound?"
             )
+    if written.table != {name: written.table[name] for name in expected}:
+        raise CorruptCheckpoint(f"{files[0].parent.parent} holds other tensors than were written; is the disk sound?")
 
 
-def _check_tensors(file: Path, folder: Path, layouts: Mapping[str, TensorLayout]) -> int:
-    """Raise where names or axes are not those of the strategy; return the number of tensors."""
-    weights = Weights((file,), folder, file.suffix[1:])
-    axes = {name: array.ndim for name, array in read_tensors(weights)}
-    missing = [name for name in layouts if name not in axes]
-    foreign = [name for name in axes if name not in layouts]
-    if missing:
-        raise IncompleteCheckpoint(
-            f"{file} lacks {len(missing)} of {len(layouts)} tensors of its strategy: {some(missing)}"
-        )
-    if foreign:
-        raise UserError(f"{file} holds {len(foreign)} tensors that its strategy does not know: {some(foreign)}")
-    for name, layout in layouts.items():
-        if axes[name] != len(layout.tensor_map):
-            raise UserError(f"{file} holds {name} with {axes[name]} axes, its strategy says {len(layout.tensor_map)}")
-    return len(axes)
+def _publish_strategy(strategy: Strategy, folder: Path) -> None:
+    """The strategy files of the layout that was written, beside it; none where one rank holds everything."""
+    if strategy.world == 1:
+        return
+    for rank in range(strategy.world):
+        file = strategy.source if strategy.source.is_file() else strategy_path(strategy.source, rank)
+        target = strategy_path(folder, rank)
+        if not (target.exists() and target.samefile(file)):
+            with replacing(target) as temporary:
+                shutil.copyfile(file, temporary)
+    for other in strategy_ranks(folder):
+        if other >= strategy.world:
+            strategy_path(folder, other).unlink()

@@ -11,7 +11,7 @@ import struct
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -95,47 +95,31 @@ class SafetensorsFile(TensorFile):
         return str(self.sum).isdecimal() and int(str(self.sum)) == _sum(pieces)
 
 
-class SafetensorsWriter:
-    """Writes a file of tensors that come one at a time and in any order; equal tensors give equal bytes.
+class SafetensorsPlan:
+    """Where everything of a file will lie, before a byte of it is written; equal specs give equal plans.
 
-    specs: every tensor of the file. hugging_face: with the entry that transformers asks for instead of the checksum
-    that MindSpore's crc_check reads. To be closed in the end; what happens to a half-written file is the caller's.
+    specs: every tensor of the file. places: name -> (offset, length) of its pieces, here always one. size: bytes of
+    the file. hugging_face: with the entry that transformers asks for instead of the checksum that MindSpore's crc_check
+    reads.
     """
 
-    def __init__(self, path: Path, specs: Mapping[str, Spec], *, hugging_face: bool = False) -> None:
+    def __init__(self, specs: Mapping[str, Spec], *, hugging_face: bool = False) -> None:
         self.specs = specs
         self.hugging_face = hugging_face
         self._offsets: dict[str, int] = {}
-        self._written: dict[str, list[tuple[int, int]]] = {}
         end = 0
         for name in sorted(specs, key=lambda name: (-_RANKS[specs[name].dtype], name)):
             self._offsets[name] = end
             end += specs[name].nbytes
-        self._start = len(self._head(0))
-        self._file = path.open("wb")
-        self._file.truncate(self._start + end)
+        start = len(self._head(0))
+        self.places = {name: [(start + at, specs[name].nbytes)] for name, at in self._offsets.items()}
+        self.size = start + end
 
-    def put(self, name: str, array: np.ndarray) -> None:
-        """Write one tensor."""
-        assert spec_of(array) == self.specs[name], f"{name} is {spec_of(array)}, announced as {self.specs[name]}"
-        assert name not in self._written, f"{name} is written twice"
-        self._file.seek(self._start + self._offsets[name])
-        crc = 0
-        for piece in blocks(array):
-            self._file.write(piece.data)
-            crc = 0 if self.hugging_face else zlib.crc32(piece.data, crc)
-        self._written[name] = [(array.nbytes, crc)]
-
-    def close(self, *, complete: bool = True) -> None:
-        """Write the header, unless something failed, and close the file."""
-        try:
-            if complete:
-                missing = self.specs.keys() - self._written.keys()
-                assert not missing, f"{sorted(missing)} were never written"
-                self._file.seek(0)
-                self._file.write(self._head(0 if self.hugging_face else _sum(self._written)))
-        finally:
-            self._file.close()
+    def seal(self, file: BinaryIO, sums: Mapping[str, list[int]]) -> None:
+        """Write all that is no tensor. sums: the CRC-32 of every piece."""
+        pieces = {name: [(spec.nbytes, sums[name][0])] for name, spec in self.specs.items()}
+        file.seek(0)
+        file.write(self._head(0 if self.hugging_face else _sum(pieces)))
 
     def _head(self, crc: int) -> bytes:
         """The length and the header, padded to 8 bytes as the package does; as long for any checksum."""
@@ -151,6 +135,43 @@ class SafetensorsWriter:
         header = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
         header += b" " * (-len(header) % 8)
         return struct.pack("<Q", len(header)) + header
+
+
+class SafetensorsWriter:
+    """Writes a file of tensors that come one at a time and in any order; equal tensors give equal bytes.
+
+    specs, hugging_face: see `SafetensorsPlan`. To be closed in the end; what happens to a half-written file is the
+    caller's.
+    """
+
+    def __init__(self, path: Path, specs: Mapping[str, Spec], *, hugging_face: bool = False) -> None:
+        self.specs = specs
+        self._plan = SafetensorsPlan(specs, hugging_face=hugging_face)
+        self._sums: dict[str, list[int]] = {}
+        self._file = path.open("wb")
+        self._file.truncate(self._plan.size)
+
+    def put(self, name: str, array: np.ndarray) -> None:
+        """Write one tensor."""
+        assert spec_of(array) == self.specs[name], f"{name} is {spec_of(array)}, announced as {self.specs[name]}"
+        assert name not in self._sums, f"{name} is written twice"
+        ((offset, _),) = self._plan.places[name]
+        self._file.seek(offset)
+        crc = 0
+        for piece in blocks(array):
+            self._file.write(piece.data)
+            crc = 0 if self._plan.hugging_face else zlib.crc32(piece.data, crc)
+        self._sums[name] = [crc]
+
+    def close(self, *, complete: bool = True) -> None:
+        """Write the header, unless something failed, and close the file."""
+        try:
+            if complete:
+                missing = self.specs.keys() - self._sums.keys()
+                assert not missing, f"{sorted(missing)} were never written"
+                self._plan.seal(self._file, self._sums)
+        finally:
+            self._file.close()
 
 
 def write_safetensors(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
+import uuid
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Callable
@@ -12,6 +12,7 @@ from typing import Any, Callable
 import numpy as np
 
 from mindrlhf.checkpoint.beside import carry_files, refuse_other_files
+from mindrlhf.checkpoint.destination import link_or_copy, sweep
 from mindrlhf.checkpoint.find import (
     NETWORK,
     SUFFIXES,
@@ -22,15 +23,17 @@ from mindrlhf.checkpoint.find import (
     rank_folders,
     weight_files,
 )
+from mindrlhf.checkpoint.rank_manifest import copy_manifest, digest, remove_manifest, write_manifest
 from mindrlhf.checkpoint.safetensors_file import write_safetensors
 from mindrlhf.checkpoint.tensor_file import spec_of
 from mindrlhf.checkpoint.tensors import read_tensors, read_weights, tensor_table
 from mindrlhf.runtime.errors import IncompleteCheckpoint, UserError, misfits
-from mindrlhf.runtime.files import PathLike, replacing
+from mindrlhf.runtime.files import PathLike, replacing, write_text
 
 __all__ = [
     "NETWORK",
     "SUFFIXES",
+    "TENSORS",
     "Weights",
     "carry_files",
     "find_weights",
@@ -43,6 +46,7 @@ __all__ = [
     "read_tensors",
     "read_weights",
     "refuse_other_files",
+    "remove_manifest",
     "save_weights",
     "sweep",
     "tensor_table",
@@ -52,14 +56,17 @@ __all__ = [
 
 Arrays = Mapping[str, np.ndarray]
 
+TENSORS = "tensors.json"  # beside what was transformed: dtype, shape and sha256 of every whole tensor
+
 _SAMPLES = 64
+_SAVE = ".save.tmp"  # the name of a save while it lasts
 
 
-def load_parameters(parameters: Mapping[str, Any], arrays: Arrays, source: object) -> None:
+def load_parameters(parameters: Mapping[str, Any], arrays: Arrays, source: object, *, sliced: bool = False) -> None:
     """Set every MindSpore Parameter from the array of its name, cast to the Parameter's dtype.
 
     Nothing is set unless names and shapes agree: raises `IncompleteCheckpoint` with all that is missing, foreign or of
-    another shape. source: what the message calls the arrays.
+    another shape. source: what the message calls the arrays. sliced: they are this rank's part of a model laid out.
     """
     from mindspore import Tensor
 
@@ -68,7 +75,7 @@ def load_parameters(parameters: Mapping[str, Any], arrays: Arrays, source: objec
     if wrong:
         raise IncompleteCheckpoint(f"{source} does not fit the model: {'; '.join(wrong)}")
     for name, target in parameters.items():
-        target.set_data(Tensor(arrays[name], target.dtype))
+        target.set_data(Tensor(arrays[name], target.dtype), slice_shape=sliced)
 
 
 def save_weights(arrays: Arrays, path: PathLike, *, for_hugging_face: bool = False) -> None:
@@ -115,38 +122,43 @@ def network_file(output_dir: PathLike, rank: int) -> Path:
 
 
 def write_network(
-    output_dir: PathLike, arrays: Arrays, *, rank: int, barrier: Callable[[], None], replicated: bool
+    output_dir: PathLike,
+    arrays: Arrays,
+    *,
+    step: int,
+    rank: int,
+    world: int,
+    barrier: Callable[[], None],
+    replicated: bool,
 ) -> Path:
-    """Write the weights of `rank` under `output_dir`; return the `checkpoint_network` folder.
+    """Write the weights of `rank` under `output_dir`, each file with its manifest; return `checkpoint_network`.
 
-    replicated: every rank holds the same arrays, so rank 0 writes and the others link. barrier: waits for all ranks;
-    called by every one of them, equally often. Rank folders that an earlier run left are removed.
+    step: updates done. replicated: every rank holds the same arrays, so rank 0 writes and the others link. barrier:
+    waits for all ranks; called by every one of them, equally often. Rank folders that an earlier run left are removed.
     """
     path = network_file(output_dir, rank)
     network = path.parent.parent
-    if rank == 0 and network.is_dir():
-        for other, folder in rank_folders(network).items():
+    name = network / _SAVE
+    if rank == 0:
+        (network / TENSORS).unlink(missing_ok=True)
+        for other, folder in rank_folders(network).items() if network.is_dir() else ():
             if other > 0:
                 shutil.rmtree(folder)
         sweep(path.parent)
+        write_text(name, uuid.uuid4().hex)
     barrier()
+    # Ranks on a disk of their own do not see the name, and theirs is of no save in particular.
+    save = name.read_text(encoding="utf-8") if name.is_file() else None
+    remove_manifest(path.parent)
     if rank == 0 or not replicated:
         save_weights(arrays, path)
+        sha256 = {key: digest(array) for key, array in arrays.items()}
+        write_manifest(path, sha256, rank=rank, world=world, step=step, save=save)
     barrier()
-    if rank > 0 and replicated:
-        _link(network_file(output_dir, 0), path)
+    if rank == 0:
+        name.unlink(missing_ok=True)
+    elif replicated:
+        first = network_file(output_dir, 0)
+        link_or_copy(first, path)
+        copy_manifest(first, path, rank)
     return network
-
-
-def _link(source: Path, path: Path) -> None:
-    with replacing(path) as temporary:
-        try:
-            os.link(source, temporary)
-        except OSError:  # a file system without hard links
-            shutil.copyfile(source, temporary)
-
-
-def sweep(folder: PathLike) -> None:
-    """Remove the temporary files that a killed save left in `folder`."""
-    for leftover in [*Path(folder).glob(".tmp*"), *Path(folder).glob(".*.tmp")]:
-        leftover.unlink()

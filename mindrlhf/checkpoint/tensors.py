@@ -9,23 +9,26 @@ from typing import Any, Union
 
 import numpy as np
 
-from mindrlhf.checkpoint.ckpt_file import CkptFile
-from mindrlhf.checkpoint.find import Weights
+from mindrlhf.checkpoint.find import Weights, is_rank_folder
+from mindrlhf.checkpoint.rank_manifest import READERS, RankFile, read_manifest
+from mindrlhf.checkpoint.rank_slices import RankSlices
 from mindrlhf.checkpoint.safetensors_file import SafetensorsFile, spelled
 from mindrlhf.checkpoint.tensor_file import Spec
 from mindrlhf.checkpoint.torch_bin import TorchBin
+from mindrlhf.parallel.slices import Box
+from mindrlhf.parallel.strategy import read_strategies
 from mindrlhf.runtime.errors import CorruptCheckpoint, IncompleteCheckpoint, some
 from mindrlhf.runtime.files import PathLike
 
-Opened = Union[SafetensorsFile, CkptFile, TorchBin]
-_READERS: dict[str, type[Opened]] = {".safetensors": SafetensorsFile, ".ckpt": CkptFile, ".bin": TorchBin}
+Opened = Union[RankFile, TorchBin, RankSlices]
 
 
 class Tensors:
-    """Weights, opened. specs: name -> dtype and shape. A context manager, which closes the files.
+    """Weights, opened. specs: name -> dtype and full shape. A context manager, which closes the files.
 
-    Raises `CorruptCheckpoint` where a file is cut short, no weight file or repeats a tensor, and
-    `IncompleteCheckpoint` where a tensor that the index announces is missing.
+    The slices of many ranks look like the whole tensors that they make up. Raises `CorruptCheckpoint` where a file is
+    cut short, no weight file or repeats a tensor, and `IncompleteCheckpoint` where a tensor that the index announces is
+    missing; of slices as `RankSlices`.
     """
 
     def __init__(self, weights: Weights) -> None:
@@ -33,8 +36,11 @@ class Tensors:
         self._files: list[Opened] = []
         self._holder: dict[str, Opened] = {}
         try:
-            for path in weights.files:
-                self._add(weights, path)
+            if weights.strategy:
+                self._add(weights, RankSlices(weights.files, weights.format, read_strategies(weights.strategy)))
+            else:
+                for path in weights.files:
+                    self._add(weights, _whole_file(path, weights.format))
             missing = sorted(weights.promised - self.specs.keys())
             if missing:
                 raise IncompleteCheckpoint(
@@ -44,22 +50,31 @@ class Tensors:
             self.close()
             raise
 
-    def _add(self, weights: Weights, path: Path) -> None:
-        file = _READERS[path.suffix](path)
+    def _add(self, weights: Weights, file: Opened) -> None:
         self._files.append(file)
         for name, spec in file.table.items():
             if name in self.specs:
-                raise CorruptCheckpoint(f"{weights} holds {name} twice, the second time in {path.name}")
+                raise CorruptCheckpoint(f"{weights} holds {name} twice, the second time in {file.path.name}")
             self.specs[name], self._holder[name] = spec, file
 
-    def read(self, name: str) -> np.ndarray:
-        """One tensor, its own dtype kept."""
-        return self._holder[name].read(name)
+    def read(self, name: str, box: Box | None = None) -> np.ndarray:
+        """One tensor, its own dtype kept; of a box, (start, stop) by axis, the bytes of the box alone are read."""
+        return self._holder[name].read(name, box)
 
-    def check(self) -> None:
-        """Raise `CorruptCheckpoint` where a file does not agree with its checksum; to be called after the reading."""
-        for file in self._files:
-            file.check()
+    def tables(self) -> list[dict[str, Spec]]:
+        """What each file holds."""
+        return [file.table for file in self._files]
+
+    def check(self, share: int = 0, of: int = 1) -> None:
+        """Raise `CorruptCheckpoint` where a file does not agree with its manifest or checksum; to be called last.
+
+        Of `of` processes that load the same weights each reads the `share`-th part of the files for it.
+        """
+        for number, file in enumerate(self._files):
+            if isinstance(file, RankSlices):
+                file.check(share, of)
+            elif number % of == share:
+                file.check()
 
     def close(self) -> None:
         """Close the files."""
@@ -73,6 +88,20 @@ class Tensors:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _whole_file(path: Path, kind: str) -> Opened:
+    """A file of whole tensors, compared with its manifest where it is that of a rank."""
+    if kind == "bin":
+        return TorchBin(path)
+    file = READERS[kind](path)
+    if is_rank_folder(path.parent):
+        try:
+            read_manifest(file)
+        except BaseException:
+            file.close()
+            raise
+    return file
 
 
 def read_tensors(weights: Weights) -> Iterator[tuple[str, np.ndarray]]:

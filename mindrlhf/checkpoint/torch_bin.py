@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mindrlhf.checkpoint.tensor_file import Spec
+from mindrlhf.parallel.slices import Box, whole, within
 from mindrlhf.runtime.errors import CorruptCheckpoint, UserError
 
 if TYPE_CHECKING:
@@ -53,13 +54,15 @@ class TorchBin:
             raise UserError(f"{self.path}: {name} is {dtype}, which is not supported; use other weights")
         return Spec(dtype, tuple(tensor.shape))
 
-    def read(self, name: str) -> np.ndarray:
-        """One tensor, its own dtype kept."""
+    def read(self, name: str, box: Box | None = None) -> np.ndarray:
+        """One tensor, or a box of it, its own dtype kept."""
         import mindspore  # noqa: F401  (registers bfloat16 with numpy)
         import torch
 
         # A mapping of its own for each tensor: pages that were read count as memory until their mapping ends.
         tensor = self._load()[name].detach()
+        if box is not None:
+            tensor = tensor[within(box, whole(tensor.shape))]
         if tensor.dtype == torch.bfloat16:
             return np.array(tensor.view(torch.int16).numpy(), order="C").view(np.dtype("bfloat16"))
         return np.array(tensor.numpy(), order="C")

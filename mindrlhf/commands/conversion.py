@@ -36,23 +36,28 @@ class Step:
 
 def check(
     groups: Sequence[Group],
-    opened: Tensors,
+    specs: Mapping[str, Spec],
     family: ModelFamily,
     hf_config: Mapping[str, Any],
     reverse: bool,
     source: str,
 ) -> list[str]:
     """Names that may be there and mean nothing; raises `UserError` where the tensors are not the model's."""
-    shapes = {name: spec.shape for name, spec in opened.specs.items()}
+    shapes = {name: spec.shape for name, spec in specs.items()}
     if are_ms(groups, shapes) != reverse:
         now, then = ("Hugging Face's", "False") if reverse else ("MindFormers'", "True")
         raise UserError(f"the tensors of {source} have {now} names already; with --reversed {then} they are converted")
-    wanted = [Group(shapes, tuple(shapes)) for shapes in _in_ms(groups)] if reverse else groups
+    wanted = in_ms(groups) if reverse else groups
     wrong = faults(wanted, shapes, lambda name: family.ignored(name, hf_config))
     if wrong:
         raise IncompleteCheckpoint(f"{source} does not fit its config.json: {'; '.join(wrong)}")
     expected = {name for group in wanted for name in group.hf}
     return [name for name in shapes if name not in expected]
+
+
+def in_ms(groups: Sequence[Group]) -> list[Group]:
+    """The groups as they are under MindFormers' names."""
+    return [Group(shapes, tuple(shapes)) for shapes in _in_ms(groups)]
 
 
 def plan(groups: Sequence[Group], opened: Tensors, dtype: str | None, reverse: bool) -> Iterator[Step]:
@@ -101,14 +106,19 @@ def _in_ms(groups: Sequence[Group]) -> list[Shapes]:
     return found
 
 
-def move(steps: Sequence[Step], opened: Tensors, put: Put) -> None:
-    """Read, round, rearrange and write, one step after the other; no array outlives its step."""
+def move(steps: Sequence[Step], opened: Tensors, put: Put, wrote: Put | None = None) -> None:
+    """Read, round, rearrange and write, one step after the other; no array outlives its step.
+
+    wrote: called with every tensor that was written.
+    """
     progress = Progress("convert", len(steps), unit="group")
     for step in steps:
         moved = list(step.move(*(rounded(opened.read(name), step.dtype, name) for name in step.before)))
         for k, (name, shape) in enumerate(step.after.items()):
             assert moved[k].shape == tuple(shape), f"{name} became {moved[k].shape}, announced as {shape}"
             put(name, moved[k])
+            if wrote:
+                wrote(name, moved[k])
         del moved
         progress.advance()
     progress.close()

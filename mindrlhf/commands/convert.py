@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,9 @@ from mindrlhf.commands.flags import Parser, boolean, command
 from mindrlhf.runtime.errors import UserError, some
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from mindrlhf.checkpoint.find import Weights
     from mindrlhf.checkpoint.hf_folder import Put
     from mindrlhf.checkpoint.tensor_file import Spec
     from mindrlhf.models import ModelFamily
@@ -127,20 +129,28 @@ class Converted:
 
 
 def convert(
-    source: str | Path, target: str | Path, *, model: str | None = None, dtype: str | None = None, reverse: bool = False
+    source: str | Path | Weights,
+    target: str | Path,
+    *,
+    model: str | None = None,
+    dtype: str | None = None,
+    reverse: bool = False,
+    wrote: Callable[[str, np.ndarray], None] | None = None,
 ) -> Converted:
     """Convert the weights at `source`; the flags of the command say what the arguments mean.
 
+    wrote: called with every tensor that was written.
     Raises `UserError` where tensors are missing, foreign or of another shape, and leaves nothing behind then.
     """
-    from mindrlhf.checkpoint.find import find_weights
+    from mindrlhf.checkpoint.destination import no_folder_left, require_room
+    from mindrlhf.checkpoint.find import Weights, find_weights
     from mindrlhf.checkpoint.tensors import Tensors
     from mindrlhf.commands.conversion import check, constants, move, plan, specs_of
     from mindrlhf.models import BuildOptions
     from mindrlhf.trainers.policy import read_json_object
 
     output = Path(target)
-    weights = find_weights(source)
+    weights = source if isinstance(source, Weights) else find_weights(source)
     config_file = weights.folder / "config.json"
     hf_config = read_json_object(config_file)
     if not hf_config:
@@ -155,16 +165,16 @@ def convert(
             raise UserError(f"{output} would replace its source {weights}; give another destination")
     groups = list(family.tensors(hf_config))
     with Tensors(weights) as opened:
-        ignored = check(groups, opened, family, hf_config, reverse, str(weights))
+        ignored = check(groups, opened.specs, family, hf_config, reverse, str(weights))
         steps = list(plan(groups, opened, dtype and DTYPES[dtype], reverse))
         if reverse:
             steps += constants(family, hf_config, steps[0].dtype)
         specs = specs_of(steps)
         size = sum(spec.nbytes for spec in specs.values())
-        _require_room(path, size)
+        require_room(path, size)
         target_of = _hugging_face if reverse else _mindformers
-        with _no_folder_left(path), target_of(path, specs, weights.folder, hf_config) as (put, carry):
-            move(steps, opened, put)
+        with no_folder_left(path), target_of(path, specs, weights.folder, hf_config) as (put, carry):
+            move(steps, opened, put, wrote)
             carried = carry()
     dtypes = sorted({spec.dtype for spec in specs.values()})
     return Converted(path, family.name, len(specs), size, "/".join(dtypes), ignored, carried)
@@ -214,6 +224,10 @@ def _mindformers(path: Path, specs: Mapping[str, Spec], beside: Path, _: Mapping
     elif folder.is_dir() and any(rank > 0 for rank in store.rank_folders(folder)):
         raise UserError(f"{folder} holds the ranks of a run; give another destination")
     _sweep(path.parent, path.name)
+    if in_network:
+        # They describe what is about to be replaced.
+        store.remove_manifest(path.parent)
+        (folder / store.TENSORS).unlink(missing_ok=True)
     with replacing(path) as temporary:
         writer = CkptWriter(temporary) if path.suffix == ".ckpt" else SafetensorsWriter(temporary, specs)
         complete = False
@@ -257,23 +271,3 @@ def _sweep(folder: Path, name: str) -> None:
     """Remove the temporary files that a killed conversion to the same place left."""
     for leftover in folder.glob(f".{name}.*.tmp"):
         leftover.unlink()
-
-
-def _require_room(path: Path, size: int) -> None:
-    """Raise `UserError` where the disk is too small for `size` bytes at `path`."""
-    free = shutil.disk_usage(next(place for place in (path, *path.absolute().parents) if place.exists())).free
-    if free < size:
-        raise UserError(f"{path} needs {size / 2**30:.1f} GiB, and its disk has {free / 2**30:.1f} free; make room")
-
-
-@contextlib.contextmanager
-def _no_folder_left(path: Path) -> Iterator[None]:
-    """Remove the folders that were made for `path` where the work fails, as far as they are empty."""
-    made = [folder for folder in (path, *path.absolute().parents) if not folder.exists()]
-    try:
-        yield
-    except BaseException:
-        for folder in made:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-        raise

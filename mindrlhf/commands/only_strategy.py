@@ -74,16 +74,19 @@ def _chosen(words: str | None, world: int) -> list[int]:
 
 
 def _on_devices(config: Config) -> None:
+    from mindrlhf.parallel.context import recorded_strategy
     from mindrlhf.parallel.strategy import strategy_path, write_strategy
-    from mindrlhf.trainers.dpo import training_graph
+    from mindrlhf.trainers.graph import training_graph
+    from mindrlhf.trainers.policy import find_architecture
     from mindrlhf.trainers.setup import setup_training
 
     device, layout = setup_training(config)
-    graph = training_graph(config, device, layout)
+    graph = training_graph(config, device, layout, find_architecture(config))
     shapes = {parameter.name: parameter.shape for parameter in graph.model.get_parameters()}
     path = strategy_path(Path(config.output_dir) / "strategy", device.rank)
     if layout.semi_auto:
-        graph.step.compile(*graph.inputs)
+        with recorded_strategy(path):
+            graph.step.compile(*graph.inputs)
     else:
         write_strategy(path, shapes, layout.world)
     log(f"strategy: {path.parent}")
@@ -95,13 +98,16 @@ def _pretend(config: Config, layout: Layout, ranks: Sequence[int]) -> None:
     from mindrlhf.parallel.strategy import strategy_path, strategy_ranks
     from mindrlhf.runtime.device import Device
     from mindrlhf.runtime.files import require_writable, write_json
-    from mindrlhf.trainers.dpo import training_graph
+    from mindrlhf.trainers.graph import row_length_of, training_graph
+    from mindrlhf.trainers.policy import find_architecture
 
+    found = find_architecture(config)
+    layout.check_model(found.family.shape(found.hf_config), row_length_of(config))
     folder = Path(config.output_dir) / "strategy"
     require_writable(config.output_dir)
     log(f"{layout.world} workers: {layout}; compiling for Ascend, nothing is computed")
     stages = dry_run(
-        lambda rank: training_graph(config, Device("Ascend", rank, layout.world, pretended=True), layout),
+        lambda rank: training_graph(config, Device("Ascend", rank, layout.world, pretended=True), layout, found),
         layout,
         folder,
         ranks,

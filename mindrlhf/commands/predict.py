@@ -70,9 +70,10 @@ def predict(config: Config, words: Sequence[str] | None, output: str | None) -> 
     from mindrlhf.generation.generate import generate, row_length
     from mindrlhf.generation.sampling import pick
     from mindrlhf.runtime.progress import Progress
-    from mindrlhf.trainers.policy import build_options, find_source, load_weights
+    from mindrlhf.trainers.policy import build_options, find_source
     from mindrlhf.trainers.provenance import require_known_token
     from mindrlhf.trainers.setup import setup_device
+    from mindrlhf.trainers.weights import load_weights, named
 
     device = setup_device(config)
     source = find_source(config)
@@ -93,7 +94,7 @@ def predict(config: Config, words: Sequence[str] | None, output: str | None) -> 
     require_known_token(max(map(max, prompts)), model_config["vocab_size"], "a question")
     stop_ids = stop_tokens(source, tokenizer)
     model = source.family.build(model_config)
-    load_weights(source, model)
+    load_weights(source, named(model))
     model.set_train(False)
     generator = np.random.default_rng(config.seed) if settings.do_sample else None
     choose = partial(

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from mindrlhf.parallel.layout import Layout
 
 
-def enter(layout: Layout, rank: int, strategy_file: Path | None = None) -> None:
-    """Set MindSpore's parallel context, once the workers have met; `strategy_file`: where it writes its own layout.
-
-    The writing of the strategy belongs to semi-auto parallel: in data parallel MindSpore writes none.
-    """
+def enter(layout: Layout, rank: int) -> None:
+    """Set MindSpore's parallel context, once the workers have met."""
     import mindspore
 
     if not layout.semi_auto:
@@ -32,5 +31,18 @@ def enter(layout: Layout, rank: int, strategy_file: Path | None = None) -> None:
     if layout.optimizer_shard:
         # By default parameters under 64 KB stay whole, and small models would not be split at all.
         mindspore.set_auto_parallel_context(parallel_optimizer_config={"parallel_optimizer_threshold": 0})
-    if strategy_file:
-        mindspore.set_auto_parallel_context(strategy_ckpt_config={"save_file": str(strategy_file)})
+
+
+@contextmanager
+def recorded_strategy(path: Path) -> Iterator[None]:
+    """What is compiled within it under semi-auto parallel leaves its layout in the file; in data parallel nothing does.
+
+    Whatever is compiled later would write over it.
+    """
+    import mindspore
+
+    mindspore.set_auto_parallel_context(strategy_ckpt_config={"save_file": str(path)})
+    try:
+        yield
+    finally:
+        mindspore.set_auto_parallel_context(strategy_ckpt_config={"save_file": ""})

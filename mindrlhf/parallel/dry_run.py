@@ -123,7 +123,8 @@ def simulate(layout: Layout, rank: int, strategy_file: Path, graphs: Path) -> It
         stack.enter_context(_answers(layout, rank))
         mindspore.set_context(mode=mindspore.GRAPH_MODE, save_graphs=2, save_graphs_path=str(graphs))
         stack.callback(mindspore.set_context, save_graphs=0)
-        context.enter(layout, rank, strategy_file)
+        context.enter(layout, rank)
+        stack.enter_context(context.recorded_strategy(strategy_file))
         # By it the passes ask nobody how many workers there are.
         auto_parallel_context()._context_handle.set_hccl_test_avaible(True)
         yield

@@ -1,13 +1,9 @@
 """Runs a command on several workers: shows rank 0, alone and live, and tells a failure in the failing worker's words.
 
-    bash scripts/msrun_launcher.sh "SCRIPT ARGS" [WORKERS]
+    bash scripts/msrun_launcher.sh "SCRIPT ARGS" [WORKERS]        and with 6 or 9 words, see parallel/cluster.py
 
 One worker is the script itself, without a cluster. More are started by msrun, and each by this file once more
 (`--as-worker`), which keeps the worker's stderr apart and writes down its exit code: msrun itself knows only 0 and 1.
-
-Environment: MSRUN_LOG_DIR, the folder for the workers' logs (else a temporary one, kept when the run fails), and
-OMP_NUM_THREADS. Several nodes run the same line each with NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT set, WORKERS
-being the number on all nodes together; this has not been tried on real nodes.
 """
 
 from __future__ import annotations
@@ -17,7 +13,6 @@ import importlib.util
 import json
 import os
 import re
-import shlex
 import shutil
 import signal
 import socket
@@ -26,24 +21,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from mindrlhf.parallel.cluster import HELP, Cluster, Launch, joined, parse
 from mindrlhf.runtime import logging
 from mindrlhf.runtime.errors import UserError, run
 from mindrlhf.runtime.files import write_text
 
-ROOT = Path(__file__).resolve().parents[2]
-USAGE = 'usage: bash scripts/msrun_launcher.sh "SCRIPT ARGS" [WORKERS]'
-HELP = f"""{USAGE}
-
-Runs SCRIPT on WORKERS workers, 8 unless told otherwise, and shows rank 0. One worker is SCRIPT itself, no cluster.
-
-environment:
-  MSRUN_LOG_DIR    folder for the logs of all workers; else a temporary one, kept when the run fails
-  OMP_NUM_THREADS  threads of a worker; else cores / workers
-  NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT  the same line on several nodes, WORKERS being those of all together"""
 POLL_SECONDS = 0.1
 # After the first failure the others may still end by themselves, and rank 0 say the same thing in its own voice.
 GRACE_SECONDS = 4.0
@@ -52,50 +37,6 @@ HOLD_SECONDS = 10.0
 # MindSpore's log lines: "[INFO] DISTRIBUTED(812,7f30,python):2026-..." and "[WARNING] ME(812:1405,MainProcess):...".
 CHATTER = re.compile(rb"\[(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)\] [A-Z_]+\(\d+[,:]")
 MAYBE_CHATTER = re.compile(rb"\[(?:[A-Z]|$)")
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """The workers of a job and those of them on this node."""
-
-    workers: int
-    nodes: int
-    node_rank: int
-    address: str
-    port: int
-
-    @property
-    def local(self) -> range:
-        """Ranks on this node."""
-        count = self.workers // self.nodes
-        return range(self.node_rank * count, (self.node_rank + 1) * count)
-
-    @classmethod
-    def from_environment(cls, workers: int) -> Cluster:
-        nodes = _number("NNODES", 1)
-        if workers % nodes:
-            raise UserError(f"{workers} workers cannot be spread evenly over NNODES={nodes} nodes")
-        if nodes > 1:
-            missing = [name for name in ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-            if missing:
-                raise UserError(f"NNODES={nodes} needs {', '.join(missing)} to be set on every node")
-        address = os.environ.get("MASTER_ADDR", "127.0.0.1")
-        port = _number("MASTER_PORT", 0) or free_port()
-        return cls(workers, nodes, _number("NODE_RANK", 0) if nodes > 1 else 0, address, port)
-
-
-def _number(variable: str, default: int) -> int:
-    value = os.environ.get(variable, str(default))
-    if not value.isdigit():
-        raise UserError(f"{variable}={value} is not a whole number")
-    return int(value)
-
-
-def free_port() -> int:
-    """A port of this machine that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Follower:
@@ -147,10 +88,15 @@ def _signals_raise() -> Iterator[None]:
 
 
 class Job:
-    """One run of `words` on the workers of a cluster. `folder` holds their logs, process ids and exit codes."""
+    """One run of `words` on the workers of a cluster. `folder` holds their logs, process ids and exit codes.
 
-    def __init__(self, words: Sequence[str], cluster: Cluster, folder: Path) -> None:
-        self.words, self.cluster, self.folder = words, cluster, folder
+    timeout: seconds in which the workers of all nodes must have met, None as msrun has it.
+    """
+
+    def __init__(self, words: Sequence[str], cluster: Cluster, folder: Path, timeout: int | None = None) -> None:
+        self.words, self.cluster, self.folder, self.timeout = words, cluster, folder, timeout
+        # Nodes may share a folder.
+        self.own = folder / f"node_{cluster.node_rank}"
 
     def run(self) -> int:
         """Start the workers, show rank 0, wait for the end, leave no process behind; returns the exit code."""
@@ -182,8 +128,9 @@ class Job:
         for rank in self.cluster.local:
             for kind in ("log", "err", "pid", "exit"):
                 self._file(rank, kind).unlink(missing_ok=True)
-        (self.folder / "stopped").unlink(missing_ok=True)
-        write_text(self.folder / "command.json", json.dumps(self.words))
+        self.own.with_suffix(".stopped").unlink(missing_ok=True)
+        command = {"words": self.words, "nodes": self.cluster.nodes}
+        write_text(self.own.with_suffix(".command"), json.dumps(command))
 
     def _start(self) -> subprocess.Popen[bytes]:
         cluster = self.cluster
@@ -194,14 +141,16 @@ class Job:
         command += [f"--log_dir={self.folder}", "--join=True", f"--tail_worker_log={cluster.workers}"]
         if cluster.nodes > 1:
             command.append(f"--node_rank={cluster.node_rank}")
-        command += [__file__, "--as-worker", str(self.folder)]
+        if self.timeout is not None:
+            command.append(f"--cluster_time_out={self.timeout}")
+        command += [__file__, "--as-worker", str(self.own)]
         environment = dict(os.environ)
         environment["PATH"] = os.path.dirname(sys.executable) + os.pathsep + environment["PATH"]
         environment["PYTHONUNBUFFERED"] = "1"
         # Seconds between a worker's attempts to leave the cluster, by default 3 to 5.
         environment.setdefault("MS_RETRY_INTERVAL_LOWER", "1")
         environment.setdefault("MS_RETRY_INTERVAL_UPPER", "1")
-        with open(self.folder / "msrun.log", "wb") as log:
+        with open(self.own.with_suffix(".log"), "wb") as log:
             # Its own session, so that Ctrl-C reaches the launcher alone and its scheduler can be ended with it.
             return subprocess.Popen(
                 command,
@@ -242,7 +191,7 @@ class Job:
 
     def _kill(self, msrun: subprocess.Popen[bytes]) -> None:
         # A worker that has just been started writes its process id first and looks for this file then.
-        write_text(self.folder / "stopped", "")
+        write_text(self.own.with_suffix(".stopped"), "")
         for group in [msrun.pid, *self._pids()]:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(group, signal.SIGKILL)
@@ -258,11 +207,13 @@ class Job:
         if not failures and len(exits) == len(self.cluster.local):
             return 0
         if not failures:
-            why = last_words((self.folder / "msrun.log").read_bytes(), msrun).splitlines()[-1]
+            why = last_words(self.own.with_suffix(".log").read_bytes(), msrun).splitlines()[-1]
             print(f"error: msrun ended before its workers: {why}", file=sys.stderr)
             return 1
         rank, code = failures[0]
         words = last_words(self._file(rank, "err").read_bytes(), code)
+        if code == -signal.SIGTERM and self.cluster.nodes > 1:
+            words += ", as the cluster does when a worker of another node is gone; the launcher there names it"
         seen = self._file(self.cluster.local[0], "err")
         if not seen.exists() or words.splitlines()[-1] not in seen.read_text(encoding="utf-8", errors="replace"):
             print(f"rank {rank}: {words}", file=sys.stderr)
@@ -286,14 +237,20 @@ def last_words(stderr: bytes, code: int) -> str:
     return lines[-1] if lines else f"ended with exit code {code}"
 
 
-def run_worker(folder: Path) -> int:
-    """Run the job's command as the worker that msrun says we are, its stderr in a file; write down its exit code."""
-    command = [sys.executable, *json.loads((folder / "command.json").read_text(encoding="utf-8"))]
+def run_worker(own: Path) -> int:
+    """Run the job's command as the worker that msrun says we are, its stderr in a file; write down its exit code.
+
+    own: the path, without suffix, of what this node's launcher wrote.
+    """
+    given = json.loads(own.with_suffix(".command").read_text(encoding="utf-8"))
+    command = [sys.executable, *given["words"]]
     if os.environ["MS_ROLE"] == "MS_SCHED":
+        if given["nodes"] > 1 and not _is_first_scheduler():
+            return 0
         os.execv(sys.executable, command)  # noqa: S606
-    name = f"worker_{os.environ['RANK_ID']}"
+    folder, name = own.parent, f"worker_{os.environ['RANK_ID']}"
     write_text(folder / f"{name}.pid", str(os.getpid()))
-    if (folder / "stopped").exists():
+    if own.with_suffix(".stopped").exists():
         return 1
     with open(folder / f"{name}.err", "wb") as stderr:
         child = subprocess.Popen(command, stderr=stderr)
@@ -306,25 +263,18 @@ def run_worker(folder: Path) -> int:
     return code if code >= 0 else 128 - code
 
 
-def parse(argv: Sequence[str]) -> tuple[list[str], int]:
-    """The command line ["SCRIPT ARGS", WORKERS] as the script's words and the number of workers."""
-    if len(argv) not in (1, 2):
-        raise UserError(f"{USAGE}: one quoted string and a number, but {len(argv)} words came")
+def _is_first_scheduler() -> bool:
+    """Whether no other node of this job has its scheduler on this machine: msrun starts one for each that is there.
+
+    The name that says so is held until this process ends, however it does.
+    """
+    holder = socket.socket(socket.AF_UNIX)
     try:
-        words = shlex.split(argv[0])
-    except ValueError as error:
-        raise UserError(f"the command {argv[0]!r} cannot be split into words: {error}") from None
-    if not words:
-        raise UserError(f"{USAGE}: no script is named")
-    workers = argv[1] if len(argv) == 2 else "8"
-    if not workers.isdigit() or int(workers) == 0:
-        raise UserError(f"the number of workers must be a positive whole number, not '{workers}'")
-    script = next((path for path in (Path(words[0]), ROOT / words[0]) if path.is_file()), None)
-    if script is None:
-        hint = "; leave the word python away" if words[0].startswith("python") else ""
-        places = " and ".join(dict.fromkeys([str(Path.cwd()), str(ROOT)]))
-        raise UserError(f"no such script: {words[0]} (looked in {places}){hint}")
-    return [str(script), *words[1:]], int(workers)
+        holder.bind(f"\0mindrlhf-scheduler-{os.environ['MS_SCHED_PORT']}")
+    except OSError:
+        return False
+    os.set_inheritable(holder.detach(), True)
+    return True
 
 
 def _require_mindspore() -> None:
@@ -339,28 +289,44 @@ def main(argv: Sequence[str]) -> int:
     if argv[:1] in (["--help"], ["-h"]):
         print(HELP)
         return 0
-    words, workers = parse(argv)
+    launch = parse(argv)
     _require_mindspore()
-    cluster = Cluster.from_environment(workers)
+    if launch.background:
+        return _leave_in_background(launch, argv)
     cores = len(os.sched_getaffinity(0))
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // len(cluster.local))))
-    if workers == 1:
-        os.execv(sys.executable, [sys.executable, *words])  # noqa: S606
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // len(launch.cluster.local))))
+    if launch.cluster.workers == 1:
+        os.execv(sys.executable, [sys.executable, *launch.words])  # noqa: S606
     logging.quiet()
-    kept = os.environ.get("MSRUN_LOG_DIR")
-    folder = Path(kept or tempfile.mkdtemp(prefix="mindrlhf-log-")).resolve()
+    folder = Path(launch.log_folder or tempfile.mkdtemp(prefix="mindrlhf-log-")).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        code = Job(words, cluster, folder).run()
+        code = Job(launch.words, launch.cluster, folder, launch.timeout).run()
     except Stopped as stopped:
         code, end = 128 + stopped.signal, f"stopped by {stopped.signal.name}"
     else:
         end = f"logs: {folder}" if code else ""
     if end:
         print(end, file=sys.stderr)
-    if not kept and not end.startswith("logs"):
+    if not launch.log_folder and not end.startswith("logs"):
         shutil.rmtree(folder)
     return code
+
+
+def _leave_in_background(launch: Launch, argv: Sequence[str]) -> int:
+    """The same once more, waiting for the end, in a session of its own."""
+    folder = Path(launch.log_folder or ".").resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "launcher.log", "wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, __file__, *joined(argv)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    print(f"runs in the background; its output: {log.name}; to stop it: kill {process.pid}")
+    return 0
 
 
 if __name__ == "__main__":

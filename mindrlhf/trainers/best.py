@@ -149,7 +149,7 @@ class Best:
         if device.rank == 0:
             shutil.rmtree(temporary, ignore_errors=True)
         device.barrier()
-        trainer.save(temporary)
+        trainer.save(temporary, self.step or 0)
         if device.rank == 0:
             # Where the parallel passes lay tensors out, MindSpore has written the strategy, once.
             if not (temporary / STRATEGY).exists() and (output / STRATEGY).is_dir():

@@ -6,17 +6,15 @@ from pathlib import Path
 from typing import Any, Callable
 
 import numpy as np
-from mindspore import Tensor, nn
+from mindspore import Tensor
 
 from mindrlhf.cells.preference import AUX_LOSS, SUMS
-from mindrlhf.cells.train_step import TrainStep
 from mindrlhf.checkpoint import store
 from mindrlhf.config.load import to_dict
 from mindrlhf.config.schema import Config
 from mindrlhf.data.batches import Counts, PreferenceBatches, batch_shape, count, split_micro_batches
 from mindrlhf.data.records import Pair, PairRecords
-from mindrlhf.data.rows import COLLATIONS, Rows, row_length
-from mindrlhf.parallel.dry_run import Graph
+from mindrlhf.data.rows import COLLATIONS, Rows
 from mindrlhf.parallel.layout import Layout
 from mindrlhf.parallel.strategy import strategy_path, write_strategy
 from mindrlhf.runtime.device import Device
@@ -24,11 +22,13 @@ from mindrlhf.runtime.errors import UserError
 from mindrlhf.runtime.files import require_writable, write_json, write_text
 from mindrlhf.runtime.logging import log
 from mindrlhf.trainers import provenance
+from mindrlhf.trainers.graph import build_step, filler
 from mindrlhf.trainers.loop import total_steps
 from mindrlhf.trainers.optimizer import build_optimizer, learning_rates, optimizer_state
-from mindrlhf.trainers.policy import build_options, check_routing, find_architecture, find_source, load_weights
+from mindrlhf.trainers.policy import build_options, check_routing, find_source
 from mindrlhf.trainers.reference import PREFIX, OnlineReference
 from mindrlhf.trainers.registry import LossSettings, build_preference_cell, loss_settings
+from mindrlhf.trainers.weights import compiled_slices, first_weights, load_slices, named
 
 # Bounds (relative, absolute) of |logp - ref| before the first update, where policy and reference are the same weights.
 FIRST_STEP = {"float32": (1e-5, 1e-3), "float16": (2e-2, 1e-3), "bfloat16": (2e-2, 1e-3)}
@@ -66,7 +66,7 @@ class DPOTrainer:
         require_writable(config.output_dir)
         layout.check_model(family.shape(self.source.hf_config), self.shape.length)
         self.cell = build_preference_cell(family, model_config, self.loss, layout.of_model, config.data.layout)
-        fingerprint = load_weights(self.source, self.cell)
+        fingerprint = first_weights(self.source, named(self.cell), device, layout)
         self.reference = self._online_reference(model_config["vocab_size"])
         if self.reference:
             self.checks_first_step = self.reference.fingerprint == fingerprint
@@ -77,6 +77,19 @@ class DPOTrainer:
         self.eval_batches = self._batches(evaluated, whole_set=True) if evaluated else None
         if train is not None:
             self._prepare_training(train)
+        if layout.semi_auto:
+            self._lay_out()
+
+    def _lay_out(self) -> None:
+        """Compile, by which every parameter becomes the slice that this rank holds, and read those slices."""
+        config, device, training = self.config, self.device, self.config.run_mode == "train"
+        rows = tuple(map(Tensor, filler(config, self.shape.length, self.shape.scored)))
+        run, inputs = (self.step, (True, *rows)) if training else (self.cell, rows)
+        file = strategy_path(Path(config.output_dir) / "strategy", device.rank)
+        boxes = compiled_slices(run, inputs, file, device.rank, self.layout)
+        load_slices(self.source, named(self.cell), boxes, device.rank, device.world)
+        if self.reference:
+            self.reference.lay_out(rows, file.with_name(f".reference_{device.rank}"), device, self.layout)
 
     def _online_reference(self, vocabulary: int) -> OnlineReference | None:
         """The frozen copy, where rlhf.reference asks for one."""
@@ -103,7 +116,8 @@ class DPOTrainer:
             source,
             model_config,
             collation=self.config.data.layout,
-            layout=self.layout.of_model,
+            device=self.device,
+            layout=self.layout,
             shared=self.loss.objective.needs_shared,
         )
 
@@ -225,7 +239,10 @@ class DPOTrainer:
             self.reference.restore({name: arrays.pop(name) for name in names})
         parameters = {parameter.name: parameter for parameter in self.cell.get_parameters()}
         store.load_parameters(
-            {**parameters, **optimizer_state(self.optimizer)}, arrays, "the checkpoint to resume from"
+            {**parameters, **optimizer_state(self.optimizer)},
+            arrays,
+            "the checkpoint to resume from",
+            sliced=self.layout.semi_auto,
         )
 
     def identity(self) -> dict[str, Any]:
@@ -247,14 +264,16 @@ class DPOTrainer:
             "workers": self.device.world if self.layout.semi_auto else None,
         }
 
-    def save(self, folder: Path) -> Path:
-        """Weights, strategy, config and tokenizer files under `folder`; its checkpoint_network."""
+    def save(self, folder: Path, step: int) -> Path:
+        """Weights after `step` updates, strategy, config, tokenizer files under `folder`; its checkpoint_network."""
         device = self.device
         arrays = {parameter.name: parameter.asnumpy() for parameter in self.cell.get_parameters()}
         network = store.write_network(
             folder,
             arrays,
+            step=step,
             rank=device.rank,
+            world=device.world,
             barrier=device.barrier,
             replicated=not self.layout.semi_auto,
         )
@@ -271,33 +290,6 @@ class DPOTrainer:
             write_json(network / "config.json", {"architectures": architectures, **self.source.hf_config})
         device.barrier()
         return network
-
-
-def build_step(cell: nn.Cell, optimizer: nn.Optimizer, config: Config, layout: Layout, passes: int) -> TrainStep:
-    """The step that updates `cell`, its gradients summed over the workers by us or by the parallel passes."""
-    reduce_over, split_over = (1, layout.world) if layout.semi_auto else (layout.world, 1)
-    return TrainStep(cell, optimizer, config.train.max_grad_norm, passes, reduce_over, split_over)
-
-
-def training_graph(config: Config, device: Device, layout: Layout) -> Graph:
-    """The step of a run as `DPOTrainer` builds it, without weights and data.
-
-    Rows are as long as data.seq_len says, all their tokens scored: what a record may ask for at the most.
-    """
-    loss = loss_settings(config)
-    if config.data.seq_len is None:
-        raise UserError("data.seq_len is null, and there is no record to take it from; set it, as in data.seq_len=4097")
-    length = row_length(config.data.seq_len)
-    family, hf_config = find_architecture(config)
-    check_routing(config, family, layout)
-    layout.check_model(family.shape(hf_config), length)
-    model_config = family.from_hf_config(hf_config, build_options(config, device, length, layout))
-    cell = build_preference_cell(family, model_config, loss, layout.of_model, config.data.layout)
-    optimizer = build_optimizer(cell, config.optimizer, np.full(1, config.optimizer.learning_rate))
-    step = build_step(cell, optimizer, config, layout, passes=1)
-    step.set_train()
-    rows = COLLATIONS[config.data.layout].collate([None] * config.train.global_batch_pairs, length, length, 1, 1)
-    return Graph(step, cell, (True, *map(Tensor, rows)))
 
 
 def _row(pair: Pair, figures: np.ndarray) -> dict[str, Any]:

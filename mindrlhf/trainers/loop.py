@@ -47,7 +47,7 @@ class Trainer(Protocol):
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
         """Take up a `state`."""
 
-    def save(self, folder: Path) -> Path:
+    def save(self, folder: Path, step: int) -> Path:
         """Write the weights alone under `folder`, as a run leaves them; returns where."""
 
     def identity(self) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def _finish(trainer: Trainer, evaluations: _Evaluations, output: Path, done: int
     if best and done < steps:
         log(best.reason(done))
         title += f"\n{best.reason(done)}"
-    log(f"weights: {trainer.save(output)}")
+    log(f"weights: {trainer.save(output, done)}")
     if best and best.step is not None:
         mark = (PREFIX + best.metric, best.step)
         log(f"{best.summary}: {output / FOLDER}")

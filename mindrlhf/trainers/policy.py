@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 from mindrlhf.checkpoint import store
 from mindrlhf.checkpoint.tensors import Tensors
@@ -19,16 +19,19 @@ from mindrlhf.runtime.errors import IncompleteCheckpoint, UserError, some
 from mindrlhf.runtime.logging import warn
 from mindrlhf.trainers.registry import family_of_arch
 
-if TYPE_CHECKING:
-    from mindspore import nn
-
-
 # Words of MindFormers' configs that make another model, and values by which they do not.
 OTHER_MODELS = (
     *("extend_method", "scaling_factor", "position_embedding_type", "rope_type", "qk_layernorm", "sandwich_norm"),
     *("post_self_attn_layernorm", "post_mlp_layernorm", "qkv_has_bias", "apply_residual_connection_post_layernorm"),
 )
 PLAIN = (None, False, "", "None", "none", "rope", 1, 1.0)
+
+
+class Architecture(NamedTuple):
+    """What a model is: its family, and its config in Hugging Face's words."""
+
+    family: ModelFamily
+    hf_config: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,6 @@ class Source:
         except IncompleteCheckpoint as error:
             raise IncompleteCheckpoint(f"{self.weights} does not fit the model: {error}") from None
 
-    def read(self) -> dict[str, Any]:
-        """All tensors under MindFormers names, of weights that `check` has passed."""
-        return self.family.hf_to_ms(store.read_weights(self.weights), self.hf_config)
-
 
 def find_source(config: Config, place: str | None = None) -> Source:
     """The source at `place`, else the one that `model` of a run names. Keys of model.config win over config.json."""
@@ -67,7 +66,7 @@ def find_source(config: Config, place: str | None = None) -> Source:
     return source
 
 
-def find_architecture(config: Config) -> tuple[ModelFamily, dict[str, Any]]:
+def find_architecture(config: Config) -> Architecture:
     """The family and the config of what `model` of a run names, whose weights need not be there."""
     place = config.model.load_checkpoint
     if place and Path(place).exists():
@@ -75,7 +74,7 @@ def find_architecture(config: Config) -> tuple[ModelFamily, dict[str, Any]]:
     return _architecture(config, Path(place or "."))
 
 
-def _architecture(config: Config, folder: Path) -> tuple[ModelFamily, dict[str, Any]]:
+def _architecture(config: Config, folder: Path) -> Architecture:
     path = folder / "config.json"
     published = read_json_object(path)
     hf_config = {**published, **config.model.config}
@@ -88,7 +87,7 @@ def _architecture(config: Config, folder: Path) -> tuple[ModelFamily, dict[str, 
         family = chosen_family(name, hf_config, str(path), f"model.family={config.model.family}")
     _check_keys(config.model.config, family)
     _warn_of_other_values(config.model.config, published, path)
-    return family, hf_config
+    return Architecture(family, hf_config)
 
 
 def _check_keys(given: Mapping[str, Any], family: ModelFamily) -> None:
@@ -165,10 +164,3 @@ def check_routing(config: Config, family: ModelFamily, layout: Layout) -> None:
             f"parallel.expert_parallel is {experts}, and here every worker has a whole model; set "
             f"parallel.optimizer_shard=true or parallel.model_parallel, or leave it out"
         )
-
-
-def load_weights(source: Source, model: nn.Cell) -> str:
-    """Set every parameter of `model` from its source, complete or refused; returns the weights' fingerprint."""
-    arrays = source.read()
-    store.load_parameters({parameter.name: parameter for parameter in model.get_parameters()}, arrays, source.weights)
-    return store.fingerprint(source.family.ms_to_hf(arrays, source.hf_config))

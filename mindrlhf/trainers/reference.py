@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,10 @@ from mindrlhf.data.records import Pair
 from mindrlhf.data.rows import Rows, padded, round_up, row_length
 from mindrlhf.parallel.layout import Layout
 from mindrlhf.runtime.device import Device
-from mindrlhf.trainers.policy import Source, build_options, load_weights
+from mindrlhf.trainers.policy import Source, build_options
 from mindrlhf.trainers.provenance import require_known_token
 from mindrlhf.trainers.registry import sequence_scorer
+from mindrlhf.trainers.weights import compiled_slices, first_weights, load_slices, load_weights, named
 
 PAIRS_PER_BATCH = 4
 SHORTEST_ROW = 128  # rows are as long as the record's, or a half of that, and so on down to this: one graph each
@@ -46,7 +48,7 @@ class ReferenceScorer:
         self.model.set_train(False)
         shapes = json.dumps(source.hf_config, sort_keys=True)
         self.provenance = {
-            "reference_fingerprint": load_weights(source, self.model),
+            "reference_fingerprint": load_weights(source, named(self.model)),
             "reference_config_hash": hashlib.sha256(shapes.encode()).hexdigest(),
             "dtype": options.compute_dtype,
         }
@@ -89,19 +91,27 @@ class OnlineReference:
     """A frozen copy of a model, which scores the rows of each batch while another one is trained."""
 
     def __init__(
-        self, source: Source, model_config: dict[str, Any], *, collation: str, layout: Layout, shared: bool
+        self,
+        source: Source,
+        model_config: dict[str, Any],
+        *,
+        collation: str,
+        device: Device,
+        layout: Layout,
+        shared: bool,
     ) -> None:
         """`model_config`: MindFormers'; `layout`: the policy's; `shared`: see LD-DPO."""
+        self.source, self.sliced = source, layout.semi_auto
         config = attributes(model_config)
         self.model = source.family.build(config)
-        self.fingerprint = load_weights(source, self.model)
+        self.fingerprint = first_weights(source, named(self.model), device, layout)
         score = sequence_scorer(
             source.family,
             self.model,
             config,
             seq_length=config.seq_length,
             collation=collation,
-            layout=layout,
+            layout=layout.of_model,
             shared=shared,
         )
         self.cell = WholeLogps(score).set_train(False)
@@ -111,6 +121,13 @@ class OnlineReference:
             parameter.requires_grad = False
             # The policy's have the same names, and a strategy or a checkpoint tells parameters by these.
             parameter.name = PREFIX + parameter.name
+
+    def lay_out(self, rows: Sequence[Tensor], scratch: Path, device: Device, layout: Layout) -> None:
+        """Compile under semi-auto parallel for such rows, and read the slices that this rank holds."""
+        boxes = compiled_slices(self.cell, rows[: len(SCORED)], scratch, device.rank, layout)
+        scratch.unlink()
+        mine = {name[len(PREFIX) :]: box for name, box in boxes.items()}
+        load_slices(self.source, self.parameters, mine, device.rank, device.world)
 
     def fill(self, rows: Rows) -> Rows:
         """The rows with the reference's log-probs, and those of the shared length where asked for."""
@@ -133,7 +150,7 @@ class OnlineReference:
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
         """Take up a `state`, complete or refused."""
         mine = {parameter.name: parameter for parameter in self.parameters.values()}
-        store.load_parameters(mine, arrays, "the checkpoint to resume from")
+        store.load_parameters(mine, arrays, "the checkpoint to resume from", sliced=self.sliced)
 
 
 def attributes(model_config: dict[str, Any]) -> Any:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from running import running
 
-from mindrlhf.parallel.launch import free_port
+from mindrlhf.parallel.cluster import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER = ROOT / "scripts" / "msrun_launcher.sh"
@@ -41,15 +43,16 @@ def folder(tmp_path: Path) -> Path:
 
 
 def start(
-    folder: Path, code: str, workers: int = 2, args: str = "", **variables: str
+    folder: Path, code: str, workers: int = 2, args: str = "", more: Sequence[object] = (), **variables: str
 ) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
+    """The launcher on a script of that code, `more` behind the number of workers."""
     script = folder.parent / "script.py"
     script.write_text(code, encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if name not in FOREIGN}
     environment["PATH"] = os.path.dirname(sys.executable) + os.pathsep + environment["PATH"]
     environment.update(variables, TMPDIR=str(folder.parent / "tmp"))
     return running(
-        ["bash", str(LAUNCHER), f"../script.py {args}", str(workers)],
+        ["bash", str(LAUNCHER), f"../script.py {args}", str(workers), *map(str, more)],
         cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
@@ -156,11 +159,69 @@ def test_a_crash_shows_its_traceback(folder: Path) -> None:
 
 
 def test_a_killed_worker_ends_the_job(folder: Path) -> None:
-    code = JOIN + "if device.rank == 1:\n    os.kill(os.getpid(), signal.SIGKILL)\ndevice.barrier()"
-    returned, _, err = launch(folder, code)
-    assert returned == 128 + signal.SIGKILL
+    code = JOIN + "device.barrier()\nprint('ready', flush=True)\ntime.sleep(300)"
+    port = free_port()
+    with start(folder, code, 3, MASTER_PORT=str(port)) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        os.kill(int((folder.parent / "pid_1").read_text()), signal.SIGKILL)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGKILL
     assert without_log_folder(err) == "rank 1: killed by signal 9\n"
     assert alive(folder) == []
+    socket.create_server(("127.0.0.1", port)).close()
+    # And the next job can have it.
+    assert launch(folder, JOIN + "device.barrier()\nprint('again')", MASTER_PORT=str(port)) == (0, "again\n", "")
+
+
+def two_nodes(folder: Path, code: str) -> list[tuple[int, str, str]]:
+    """Exit code, output and errors of the launchers of two nodes, which are both this machine, of a worker each."""
+    port, logs = free_port(), folder.parent / "logs"
+    with contextlib.ExitStack() as stack:
+        nodes = [(1, "127.0.0.1", port, rank, logs, "True", 60) for rank in range(2)]
+        processes = [stack.enter_context(start(folder, code, more=node)) for node in nodes]
+        said = [process.communicate(timeout=120) for process in processes]
+        return [(process.returncode, *words) for process, words in zip(processes, said)]
+
+
+def test_nodes_are_started_by_nine_words(folder: Path) -> None:
+    code = JOIN + "print(device.rank, device.world, device.all_sum(np.arange(3) + device.rank).tolist())"
+    assert two_nodes(folder, code) == [(0, "0 2 [1, 3, 5]\n", ""), (0, "1 2 [1, 3, 5]\n", "")]
+
+
+def test_a_killed_worker_ends_the_other_node_too(folder: Path) -> None:
+    code = JOIN + ("device.barrier()\nif device.rank == 1:\n    os.kill(os.getpid(), signal.SIGKILL)\ntime.sleep(300)")
+    other, killed = two_nodes(folder, code)
+    logs = f"logs: {folder.parent / 'logs'}\n"
+    assert killed == (137, "", "rank 1: killed by signal 9\n" + logs)
+    why = "killed by signal 15, as the cluster does when a worker of another node is gone; the launcher there names it"
+    assert other == (143, "", f"rank 0: {why}\n" + logs)
+    assert alive(folder) == []
+
+
+def test_a_job_can_be_left_in_the_background(folder: Path) -> None:
+    code = JOIN + "device.barrier()\nprint(f'ready', flush=True)\ntime.sleep(300)"
+    logs = folder.parent / "logs"
+    with start(folder, code, more=(free_port(), logs, "False", 60)) as process:
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+    log = logs / "launcher.log"
+    before, pid = out.rstrip("\n").split(" kill ")
+    try:
+        assert before == f"runs in the background; its output: {log}; to stop it:"
+        wait_for(lambda: log.read_text() == "ready\n")
+    finally:
+        os.kill(int(pid), signal.SIGTERM)
+    wait_for(lambda: log.read_text() == "ready\nstopped by SIGTERM\n")
+    wait_for(lambda: not runs(int(pid)))
+    assert alive(folder) == []
+
+
+def wait_for(met: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not met():
+        assert time.monotonic() < end
+        time.sleep(0.2)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -11,7 +11,6 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from mindrlhf.checkpoint import store
-from mindrlhf.parallel.strategy import strategy_path, write_strategy
 from mindrlhf.runtime.errors import CorruptCheckpoint, IncompleteCheckpoint, UserError
 
 ARRAYS: dict[str, np.ndarray] = {
@@ -56,7 +55,9 @@ def write_ckpt(path: Path, *, crc_check: bool) -> None:
 def write_run(folder: Path, arrays: dict[str, np.ndarray] = ARRAYS, world: int = 1) -> Path:
     """The output of a data-parallel run, one rank after the other; returns the file of rank 0."""
     for rank in range(world):
-        network = store.write_network(folder, arrays, rank=rank, barrier=lambda: None, replicated=True)
+        network = store.write_network(
+            folder, arrays, step=7, rank=rank, world=world, barrier=lambda: None, replicated=True
+        )
         assert network == folder / "checkpoint_network"
     return store.network_file(folder, 0)
 
@@ -111,23 +112,6 @@ def test_a_rank_folder_with_none_or_two_checkpoints_is_refused(tmp_path: Path) -
     path.with_suffix(".ckpt").unlink()
     with pytest.raises(UserError, match="rank_0 holds no checkpoint"):
         store.find_weights(tmp_path)
-
-
-def test_slices_are_refused_with_the_command_that_merges_them(tmp_path: Path) -> None:
-    from mindspore.train.node_strategy_pb2 import ParallelStrategyMap
-
-    write_run(tmp_path, world=2)
-    file = strategy_path(tmp_path / "strategy", 0)
-    write_strategy(file, {name: array.shape for name, array in ARRAYS.items()}, world=2)
-    assert store.find_weights(tmp_path).format == "safetensors"
-    strategy = ParallelStrategyMap.FromString(file.read_bytes())
-    strategy.parallel_layout_item[0].parallel_layouts.tensor_map[0].dim[0] = 0
-    file.write_bytes(strategy.SerializeToString())
-    for place in (tmp_path, tmp_path / "checkpoint_network" / "rank_0"):
-        with pytest.raises(
-            UserError, match=r"slices; merge it first: tools/transform_checkpoint\.py --src_checkpoint="
-        ):
-            store.find_weights(place)
 
 
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
@@ -326,7 +310,7 @@ def test_replicas_share_one_file_until_the_next_save(tmp_path: Path) -> None:
     second = store.network_file(tmp_path, 1)
     assert second == tmp_path / "checkpoint_network" / "rank_1" / "checkpoint_0.safetensors"
     assert second.samefile(first)
-    assert [file.name for file in second.parent.iterdir()] == [second.name]
+    assert sorted(file.name for file in second.parent.iterdir()) == [second.name, "manifest.json"]
     store.save_weights({"scale": ARRAYS["scale"]}, first)
     assert same(store.read_weights(store.find_weights(second)), ARRAYS)
     write_run(tmp_path, world=2)
@@ -347,7 +331,7 @@ def test_without_hard_links_a_replica_is_copied(tmp_path: Path, monkeypatch: pyt
 def test_ranks_that_differ_each_write_their_own(tmp_path: Path) -> None:
     for rank in range(2):
         arrays = {"x": np.full(3, rank, np.float32)}
-        store.write_network(tmp_path, arrays, rank=rank, barrier=lambda: None, replicated=False)
+        store.write_network(tmp_path, arrays, step=7, rank=rank, world=2, barrier=lambda: None, replicated=False)
     for rank in range(2):
         assert store.read_weights(store.find_weights(store.network_file(tmp_path, rank)))["x"][0] == rank
 
@@ -357,5 +341,5 @@ def test_a_save_clears_what_killed_and_larger_runs_left(tmp_path: Path) -> None:
     for name in (".tmpAb12Cd", ".checkpoint_0.safetensors.0f0f0f0f.tmp"):
         (path.parent / name).write_bytes(b"half")
     write_run(tmp_path, world=2)
-    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    assert sorted(file.name for file in path.parent.iterdir()) == [path.name, "manifest.json"]
     assert sorted(folder.name for folder in path.parent.parent.iterdir()) == ["rank_0", "rank_1"]

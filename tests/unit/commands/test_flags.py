@@ -37,7 +37,7 @@ def test_an_unknown_flag_is_said_with_what_was_meant(words: list[str], sentence:
     [
         (
             [],
-            "--src_checkpoint, --src_strategy and --dst_checkpoint are missing; see transform_checkpoint.py --help",
+            "--src_checkpoint and --dst_checkpoint are missing; see transform_checkpoint.py --help",
         ),
         (
             ["--src_checkpoint", "a", "--src_strategy=b"],

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import socket
 from pathlib import Path
 
 import pytest
 
 from mindrlhf.parallel import launch
-from mindrlhf.parallel.launch import ROOT, Cluster, Follower, Job, last_words, main, parse
+from mindrlhf.parallel.cluster import ROOT, Cluster, Launch, free_port, parse
+from mindrlhf.parallel.launch import Follower, Job, last_words, main
 from mindrlhf.runtime.errors import UserError
 
 CPP_LINE = b"[INFO] DISTRIBUTED(812,7f30,python):2026-11-21-09:26:48.765.181 [tcp_server.cc:313] Start] success!\n"
@@ -23,34 +25,71 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_the_command_is_split_as_a_shell_would(script: str) -> None:
-    words, workers = parse([f"{script} --predict_data 'how are you?' \"a b\" beta=0.1", "2"])
-    assert words == ["x.py", "--predict_data", "how are you?", "a b", "beta=0.1"]
-    assert workers == 2
+    found = parse([f"{script} --predict_data 'how are you?' \"a b\" beta=0.1", "2"])
+    assert found.words == ["x.py", "--predict_data", "how are you?", "a b", "beta=0.1"]
+    assert found.cluster.workers == 2
 
 
 def test_eight_workers_by_default(script: str) -> None:
-    assert parse([script])[1] == 8
+    assert parse([script]).cluster.workers == 8
 
 
 def test_a_script_of_the_repository_is_found_from_anywhere(script: str) -> None:
-    assert parse(["scripts/msrun_launcher.sh"])[0] == [str(ROOT / "scripts/msrun_launcher.sh")]
+    assert parse(["scripts/msrun_launcher.sh"]).words == [str(ROOT / "scripts/msrun_launcher.sh")]
 
 
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [
-        ([], "0 words came"),
-        (["x.py", "--config", "2"], "3 words came"),
+        ([], "but 0 came"),
+        (["x.py", "--config", "2"], "with 1, 5 or 8 words behind it, but 3 came"),
         ([""], "no script is named"),
         (["x.py 'open", "2"], "No closing quotation"),
         (["gone.py", "2"], "no such script: gone.py"),
         (["x.py", "0"], "positive whole number, not '0'"),
         (["x.py", "two"], "positive whole number, not 'two'"),
+        (["x.py", "2", "70000", "logs", "True", "60"], "MASTER_PORT=70000 must be from 1 to 65535"),
+        (["x.py", "2", "", "logs", "True", "60"], "MASTER_PORT= is not a whole number"),
+        (["x.py", "2", "8118", "", "True", "60"], "LOG_DIR is empty"),
+        (["x.py", "2", "8118", "logs", "yes", "60"], "JOIN=yes is neither True nor False"),
+        (["x.py", "2", "8118", "logs", "True", "1m"], "CLUSTER_TIME_OUT=1m is not a whole number"),
+        (["x.py", "8", "3", "127.0.0.1", "8118", "0", "logs", "True", "60"], "cannot be spread over nodes of LOCAL_W"),
+        (["x.py", "8", "0", "127.0.0.1", "8118", "0", "logs", "True", "60"], "LOCAL_WORKERS=0 must be 1 at least"),
+        (["x.py", "8", "4", "127.0.0.1", "8118", "2", "logs", "True", "60"], "NODE_RANK=2 is none of the 2 nodes"),
+        (["x.py", "8", "4", "127.0.0.1", "8118", "-1", "logs", "True", "60"], "NODE_RANK=-1 must be 0 at least"),
+        (["x.py", "8", "4", "a..b", "8118", "0", "logs", "True", "60"], "MASTER_ADDR=a..b is no address"),
     ],
 )
 def test_bad_usage(argv: list[str], sentence: str, script: str) -> None:
     with pytest.raises(UserError, match=sentence):
         parse(argv)
+
+
+def test_six_words_are_one_node(script: str) -> None:
+    port = free_port()
+    found = parse([script, "4", str(port), "my logs", "True", "-1"])
+    assert found == Launch(["x.py"], Cluster(4, 1, 0, "127.0.0.1", port), "my logs", False, -1)
+
+
+def test_nine_words_are_one_of_several_nodes(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NNODES", "3")
+    monkeypatch.setenv("MSRUN_LOG_DIR", "elsewhere")
+    found = parse([script, "8", "4", "10.0.0.1", "8118", "1", "logs", "false", "7200"])
+    assert found == Launch(["x.py"], Cluster(8, 2, 1, "10.0.0.1", 8118), "logs", True, 7200)
+    assert list(found.cluster.local) == [4, 5, 6, 7]
+
+
+def test_nine_words_with_all_workers_here_are_one_node(script: str) -> None:
+    port = free_port()
+    found = parse([script, "2", "2", "10.0.0.1", str(port), "0", "logs", "True", "60"])
+    assert found.cluster == Cluster(2, 1, 0, "127.0.0.1", port)
+
+
+def test_a_port_in_use_is_refused(script: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=rf"127\.0\.0\.1:{port}, .* cannot be used .*in use.*name another port"):
+            parse([script, "2", str(port), "logs", "True", "60"])
 
 
 def test_the_word_python_is_not_part_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,7 +113,7 @@ def test_a_python_without_mindspore_is_named(script: str, monkeypatch: pytest.Mo
 
 
 def test_msrun_that_ends_alone_is_quoted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "msrun.log").write_bytes(CPP_LINE + b"Traceback (most recent call last):\n  x\nValueError: no port\n")
+    (tmp_path / "node_0.log").write_bytes(CPP_LINE + b"Traceback (most recent call last):\n  x\nValueError: no port\n")
     job = Job(["x.py"], Cluster(2, 1, 0, "127.0.0.1", 8118), tmp_path)
     assert job._verdict(1) == 1
     assert capsys.readouterr().err == "error: msrun ended before its workers: ValueError: no port\n"

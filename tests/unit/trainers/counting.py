@@ -55,7 +55,7 @@ class Counting:
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
         self.weight, self.tokens_seen = arrays["weight"].tolist()
 
-    def save(self, folder: Path) -> Path:
+    def save(self, folder: Path, step: int) -> Path:
         self.saved.append(folder)
         network = folder / "checkpoint_network"
         network.mkdir(parents=True, exist_ok=True)

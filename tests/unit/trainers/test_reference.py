@@ -40,7 +40,8 @@ def config(tiny_folder: Callable[[str], Path]) -> Config:
 def online(config: Config, cpu: Device, shared: bool = True) -> tuple[OnlineReference, Source]:
     source = find_source(config)
     model_config = source.family.from_hf_config(source.hf_config, build_options(config, cpu, LENGTH))
-    return OnlineReference(source, model_config, collation="padded", layout=ONE_WORKER, shared=shared), source
+    reference = OnlineReference(source, model_config, collation="padded", device=cpu, layout=ONE_WORKER, shared=shared)
+    return reference, source
 
 
 def test_online_equals_the_record(config: Config, cpu: Device) -> None:

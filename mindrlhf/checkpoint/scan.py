@@ -1,0 +1,203 @@
+"""One tensor of many ranks, read once from its first byte to its last: joined, summed, compared, and written on.
+
+It passes in bands of a few megabytes, so that memory does not grow with the tensor. The bands come in the order of the
+bytes of the tensor, and with it of every slice: all sums are made on the way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Union
+
+import numpy as np
+
+from mindrlhf.checkpoint.ckpt_file import CkptPlan
+from mindrlhf.checkpoint.rank_slices import Part, RankSlices
+from mindrlhf.checkpoint.safetensors_file import SafetensorsPlan
+from mindrlhf.parallel.slices import Box, bands, common, extent, within
+from mindrlhf.runtime.errors import CorruptCheckpoint
+
+BAND = 1 << 24  # bytes of a tensor in memory at once
+Plan = Union[SafetensorsPlan, CkptPlan]
+
+
+@dataclass(frozen=True)
+class TargetFile:
+    """A file to be written. path: where it grows, `plan.size` bytes long. boxes: name -> what of it goes there."""
+
+    path: Path
+    plan: Plan
+    boxes: Mapping[str, Box]
+
+
+@dataclass(frozen=True)
+class Written:
+    """A slice that was written. target: number of the file. sums: CRC-32 of its pieces."""
+
+    target: int
+    sums: list[int]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Scanned:
+    """A tensor that was read. parts: hex sha256 of each part. constant: whether all its numbers are one."""
+
+    name: str
+    sha256: str
+    parts: tuple[str, ...]
+    constant: bool
+    written: tuple[Written, ...] = field(default=())
+
+
+def scan(source: RankSlices, name: str, targets: Sequence[TargetFile] = ()) -> Scanned:
+    """Read a tensor from every rank that holds any of it, and write it to those of `targets` that take any.
+
+    Raises `CorruptCheckpoint` where bytes are not those of a manifest, or where ranks that should hold the same do not.
+    """
+    spec = source.table[name]
+    parts = [_Summed(source, name, part) for part in source.parts[name]]
+    slices = [
+        _Slice(number, target, name, target.boxes[name])
+        for number, target in enumerate(targets)
+        if name in target.boxes
+    ]
+    total = hashlib.sha256()
+    try:
+        for box in bands(spec.shape, BAND // spec.itemsize):
+            band = _band(parts, box, spec.raw)
+            total.update(band.data)
+            for piece in slices:
+                piece.take(band, box)
+        written = tuple(piece.done() for piece in slices)
+    finally:
+        for piece in slices:
+            piece.close()
+    digests = tuple(part.verified() for part in parts)
+    constant = len({part.value for part in parts}) == 1 and parts[0].value is not None
+    return Scanned(name, total.hexdigest(), digests, constant, written)
+
+
+def _band(parts: Sequence[_Summed], box: Box, raw: np.dtype) -> np.ndarray:
+    """A box of the tensor, contiguous, all that holds any of it read and summed."""
+    met = [(part, shared) for part in parts if (shared := common(part.part.box, box)) is not None]
+    if len(met) == 1:
+        return met[0][0].take(met[0][1])
+    band = np.empty(extent(box), raw)
+    for part, shared in met:
+        band[within(shared, box)] = part.take(shared)
+    return band
+
+
+class _Summed:
+    """A part that is being read from all of its ranks."""
+
+    def __init__(self, source: RankSlices, name: str, part: Part) -> None:
+        self.source = source
+        self.name = name
+        self.part = part
+        # Links to one file are read once.
+        links: dict[tuple[int, int], list[int]] = {}
+        for holder, rank in enumerate(part.ranks):
+            links.setdefault(source.files[rank].identity, []).append(holder)
+        self.links = {same[0]: same for same in links.values()}
+        # Files with a manifest each have a sum of their own, so that the damaged one is named; others are compared.
+        with_manifest = source.manifests[part.ranks[0]] is not None
+        self.digests = {holder: hashlib.sha256() for holder in self.links if with_manifest or holder == 0}
+        self.value: bytes | None = b""  # the one number met so far, None for several
+
+    def take(self, box: Box) -> np.ndarray:
+        """A box within the part, from its first rank; those of the others are summed, or compared with it."""
+        first = self.source.read_part(self.name, self.part, box)
+        self.digests[0].update(first.data)
+        if self.value is not None:
+            number = first.flat[:1].tobytes()
+            same = self.value in (b"", number) and bool((first == first.flat[0]).all())
+            self.value = number if same else None
+        for holder in list(self.links)[1:]:
+            other = self.source.read_part(self.name, self.part, box, holder)
+            if holder in self.digests:
+                self.digests[holder].update(other.data)
+            elif other.tobytes() != first.tobytes():
+                self._differ(holder)
+        return first
+
+    def verified(self) -> str:
+        """The digest of the part, which is that of every rank and of its manifest."""
+        found = {holder: digest.hexdigest() for holder, digest in self.digests.items()}
+        for holder, digest in found.items():
+            for link in self.links[holder]:
+                rank = self.part.ranks[link]
+                manifest = self.source.manifests[rank]
+                if manifest and manifest.sha256[self.name] != digest:
+                    raise CorruptCheckpoint(
+                        f"{self.source.files[rank].path} is damaged: the sha256 of {self.name} is not the one in its "
+                        f"manifest; copy it anew"
+                    )
+        for holder, digest in found.items():
+            if digest != found[0]:
+                self._differ(holder)
+        return found[0]
+
+    def _differ(self, holder: int) -> None:
+        one, other = (self.source.files[self.part.ranks[k]].path.parent for k in (0, holder))
+        raise CorruptCheckpoint(
+            f"{one.name} and {other.name} of {one.parent} should hold the same {self.name} and differ: they are of "
+            f"different saves, or one is damaged; copy both anew"
+        )
+
+
+class _Slice:
+    """A slice that is being written, its bytes from first to last."""
+
+    def __init__(self, number: int, target: TargetFile, name: str, box: Box) -> None:
+        self.number = number
+        self.box = box
+        self.places = target.plan.places[name]
+        self.sums = [0] * len(self.places)
+        self.sha256 = hashlib.sha256()
+        self.at = 0
+        self.file = os.open(target.path, os.O_WRONLY)
+
+    def take(self, band: np.ndarray, box: Box) -> None:
+        """Write what a band has of it."""
+        shared = common(self.box, box)
+        if shared is None:
+            return
+        data = np.ascontiguousarray(band[within(shared, box)]).reshape(-1).view(np.uint8)
+        self.sha256.update(data.data)
+        for k, offset, piece in self._placed(data):
+            self.sums[k] = zlib.crc32(piece.data, self.sums[k])
+            _write(self.file, piece, offset)
+        self.at += data.size
+
+    def _placed(self, data: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
+        """Number of a piece, offset in the file, and the bytes that go there."""
+        start = self.at
+        for k, (offset, length) in enumerate(self.places):
+            if start < length and data.size:
+                count = min(length - start, data.size)
+                yield k, offset + start, data[:count]
+                data, start = data[count:], start + count
+            start -= length
+
+    def done(self) -> Written:
+        """What was written, in the end."""
+        assert self.at == sum(length for _, length in self.places), f"{self.at} bytes written of {self.places}"
+        return Written(self.number, self.sums, self.sha256.hexdigest())
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self.file)
+
+
+def _write(file: int, data: np.ndarray, offset: int) -> None:
+    """All of `data` at `offset`: one call may write less."""
+    while data.size:
+        count = os.pwrite(file, data.data, offset)
+        data, offset = data[count:], offset + count

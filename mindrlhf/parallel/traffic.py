@@ -1,0 +1,310 @@
+"""What devices send one another in a step, and how long a step takes: an estimate from sizes and published peaks.
+
+Shape letters as in `memory`; t here counts the tokens of a data-parallel worker in the whole step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from mindrlhf.parallel.layout import Layout, ModelShape
+from mindrlhf.parallel.memory import CHUNK, ROWS_PER_PAIR, Work, splits_sequence
+from mindrlhf.parallel.parameters import FLOAT32, Slice, Traits, stage_slices, vocabulary_parts
+
+OPTIMIZER_PASSES = 7  # AdamW reads weight, gradient and moments, writes weight and moments
+BACKWARD = 2  # products of a backward pass to one of the forward pass
+ATTENTION_BACKWARD = 2.5  # flash attention computes its products anew: 5 to 2 (arXiv 2205.14135, section 3)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A device and its links; the defaults are the published peaks of an Atlas 800T A2 (Ascend 910B).
+
+    flops: of 16-bit products a second. efficiency: the share of them that training reaches. memory_bandwidth,
+    node_bandwidth, network_bandwidth: bytes a second of a device's memory, and one way to the others of its node (HCCS)
+    and of other nodes (RoCE). link_efficiency: the share of these that collectives reach. latency: seconds of a
+    collective. hidden: the share of the weights' and gradients' traffic that passes while the device computes.
+    """
+
+    flops: float = 376e12
+    efficiency: float = 0.45
+    memory_bandwidth: float = 1.6e12
+    node_devices: int = 8
+    node_bandwidth: float = 196e9
+    network_bandwidth: float = 25e9
+    link_efficiency: float = 0.7
+    latency: float = 20e-6
+    hidden: float = 0.5
+
+
+@dataclass(frozen=True)
+class Collective:
+    """`count` collectives of one kind over groups of `group` ranks, `stride` apart.
+
+    payload: bytes of the full tensors of all of them: what an AllGather gives, a ReduceScatter takes, an AllReduce
+    sums, a device sends in an AlltoAll or a Send. `what`: tensors, weights or gradients, for the report. overlaps: none
+    of the computing that follows at once waits for it.
+    """
+
+    kind: str
+    what: str
+    group: int
+    stride: int
+    count: int
+    payload: int
+    overlaps: bool = False
+
+    @property
+    def moved(self) -> float:
+        """Bytes that a device sends, by ring or pairwise."""
+        if self.kind == "Send":
+            return self.payload
+        rounds = 2 if self.kind == "AllReduce" else 1
+        return rounds * self.payload * (self.group - 1) / self.group
+
+    def seconds(self, profile: Profile) -> float:
+        """The time of all of them, one after the other.
+
+        Where a group spans nodes, k of its ranks in each, sums and copies pass within the nodes first, and each rank's
+        1/k of the payload between the nodes; what goes from rank to rank passes the network but for its own node's.
+        """
+        within = profile.node_bandwidth * profile.link_efficiency
+        between = profile.network_bandwidth * profile.link_efficiency
+        near = min(self.group, max(1, profile.node_devices // self.stride))
+        wait = self.count * profile.latency
+        if self.kind == "Send":
+            return wait + self.payload / (within if self.stride < profile.node_devices else between)
+        if near == self.group:
+            return wait + self.moved / within
+        if self.kind == "AlltoAll":
+            share = self.payload / self.group
+            return wait + share * (near - 1) / within + share * (self.group - near) / between
+        nodes = self.group / near
+        rounds = 2 if self.kind == "AllReduce" else 1
+        inside, across = (near - 1) / near / within, (nodes - 1) / nodes / near / between
+        return wait + rounds * self.payload * (inside + across)
+
+
+@dataclass(frozen=True)
+class StageTime:
+    """A step of one pipeline stage.
+
+    useful: products of the policy's forward and backward pass that no other device repeats. Seconds: computing,
+    waiting (for collectives), updating.
+    """
+
+    stage: int
+    collectives: tuple[Collective, ...]
+    useful: float
+    computing: float
+    waiting: float
+    overlapping: float
+    updating: float
+
+    @property
+    def moved(self) -> float:
+        """Bytes that a device sends."""
+        return sum(item.moved for item in self.collectives)
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """A step: its stages, its seconds, and which share of the devices' peak the useful products are."""
+
+    stages: tuple[StageTime, ...]
+    seconds: float
+    share_of_peak: float
+
+    @property
+    def moved(self) -> float:
+        """Bytes that a device of the busiest stage sends."""
+        return max(stage.moved for stage in self.stages)
+
+
+def step_time(
+    shape: ModelShape,
+    layout: Layout,
+    work: Work,
+    traits: Traits = Traits(),  # noqa: B008
+    profile: Profile = Profile(),  # noqa: B008
+) -> StepTime:
+    """The time of a step. The layout fits the model and the work.
+
+    The slowest stage sets the pace of a pipeline, which idles (pp - 1) / (m + pp - 1) of its time with m micro-batches
+    (Narayanan et al., arXiv 2104.04473, section 2.2).
+    """
+    stages = tuple(
+        _Stage(shape, layout, work, traits, profile, stage).time() for stage in range(layout.pipeline_stage)
+    )
+    parts = work.passes(layout) if layout.pipeline_stage > 1 else 1
+    fill = (parts + layout.pipeline_stage - 1) / parts
+    paced = fill * max(stage.computing + stage.waiting for stage in stages)
+    seconds = paced + max(stage.overlapping + stage.updating for stage in stages)
+    ranks = layout.data_parallel * layout.model_parallel
+    useful = sum(stage.useful for stage in stages) * ranks
+    return StepTime(stages, seconds, useful / (seconds * profile.flops * layout.world))
+
+
+@dataclass(frozen=True)
+class _Stage:
+    shape: ModelShape
+    layout: Layout
+    work: Work
+    traits: Traits
+    profile: Profile
+    stage: int
+
+    @cached_property
+    def rows(self) -> int:
+        return ROWS_PER_PAIR * self.work.pairs // self.layout.data_parallel
+
+    @cached_property
+    def layers(self) -> int:
+        return self.shape.layers // self.layout.pipeline_stage
+
+    @cached_property
+    def is_last(self) -> bool:
+        return self.stage == self.layout.pipeline_stage - 1
+
+    @cached_property
+    def states(self) -> int:
+        """Bytes of t hidden states in the compute type."""
+        return self.rows * self.work.seq_length * self.shape.hidden * self.work.compute_bytes
+
+    @cached_property
+    def calls(self) -> int:
+        """How often a layer is passed, forward and backward, in a step."""
+        return self.work.passes(self.layout)
+
+    def time(self) -> StageTime:
+        profile = self.profile
+        collectives = tuple(item for item in self._collectives() if item.group > 1)
+        useful, done = self._flops()
+        layer, beside = self._slices()
+        held = self.layers * sum(item.held for item in layer) + sum(item.held for item in beside)
+        waiting = sum(item.seconds(profile) for item in collectives if not item.overlaps)
+        overlapping = sum(item.seconds(profile) for item in collectives if item.overlaps)
+        return StageTime(
+            stage=self.stage,
+            collectives=collectives,
+            useful=useful,
+            computing=done / (profile.flops * profile.efficiency),
+            waiting=waiting,
+            overlapping=overlapping * (1 - profile.hidden),
+            updating=held * FLOAT32 * OPTIMIZER_PASSES / profile.memory_bandwidth,
+        )
+
+    def _slices(self) -> tuple[list[Slice], list[Slice]]:
+        return stage_slices(self.shape, self.layout, self.traits, self.work.compute_bytes, self.stage)
+
+    def _flops(self) -> tuple[float, float]:
+        """Floating-point operations of a step of one device: the useful ones, and all.
+
+        2 for each weight that a token meets, and 4 S N D for its attention, whose masked half the kernel computes too.
+        A backward pass is twice the forward pass. The head is computed once more in it; a recomputed layer too.
+        """
+        shape, layout, work = self.shape, self.layout, self.work
+        tokens, mp = self.rows * work.seq_length, layout.model_parallel
+        queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+        mlp = 3 * shape.hidden * shape.intermediate * (shape.experts_per_token or 1)
+        weights = 2 * (2 * shape.hidden * (queries + keys) + mlp + shape.hidden * shape.experts)
+        attention = 4 * work.seq_length * queries
+        matrices, attention = (self.layers * tokens * each / mp for each in (weights, attention))
+        useful = matrices * (1 + BACKWARD) + attention * (1 + ATTENTION_BACKWARD)
+        done = useful + (work.recompute + (work.reference_bytes > 0)) * (matrices + attention)
+        if self.is_last:
+            head = 2.0 * self.rows * work.scored * shape.vocab * shape.hidden
+            useful += head * (1 + BACKWARD) / mp
+            done += head * (2 + BACKWARD + (work.reference_bytes > 0)) / vocabulary_parts(shape, layout, self.traits)
+        return useful, done
+
+    def _collectives(self) -> Iterator[Collective]:
+        yield from self._of_layers()
+        yield from self._of_vocabulary()
+        yield from self._of_experts()
+        yield from self._of_pipeline()
+        yield from self._of_parameters()
+
+    def _of_layers(self) -> Iterator[Collective]:
+        """Of hidden states over model_parallel: after each of a layer's two blocks, and of its gradient before.
+
+        Shoeybi et al., arXiv 1909.08053, section 3; sequence parallel: arXiv 2205.05198, section 4.2.2. A recomputed
+        layer and a frozen copy pass forward once more. Where not built on GPTModel, what a block gives is divided by
+        rows and what the norm after it takes by positions, for which it is gathered.
+        """
+        mp, layers = self.layout.model_parallel, self.layers
+        forward = 1 + self.work.recompute + (self.work.reference_bytes > 0)
+        if not splits_sequence(self.shape, self.layout):
+            times = 2 * layers * (forward + 1)
+            yield Collective("AllReduce", "tensors", mp, 1, times * self.calls, times * self.states)
+            return
+        # Experts take and give divided states.
+        blocks = 1 if self.shape.experts else 2
+        again = 0 if self.traits.fused else blocks
+        for kind, times in (
+            ("AllGather", (blocks + again) * forward + blocks),
+            ("ReduceScatter", blocks * forward + blocks + again),
+        ):
+            yield Collective(kind, "tensors", mp, 1, layers * times * self.calls, layers * times * self.states)
+
+    def _of_vocabulary(self) -> Iterator[Collective]:
+        """Of divided embedding and head over model_parallel: what the first gives, and the gradient of what the second
+        takes, in float32; and four numbers of each scored token, forward and anew, chunk by chunk.
+
+        Under sequence parallel hidden states are gathered before the head, and by GPTModel divided behind the
+        embedding.
+        """
+        mp, work, layout, fused = self.layout.model_parallel, self.work, self.layout, self.traits.fused
+        wide = self.states // work.compute_bytes * FLOAT32
+        divided = vocabulary_parts(self.shape, layout, self.traits) > 1
+        by_sequence = splits_sequence(self.shape, layout)
+        if divided and not (by_sequence and fused):
+            for _ in range((self.stage == 0) + self.is_last):
+                yield Collective("AllReduce", "tensors", mp, 1, self.calls, wide)
+        if by_sequence:
+            behind = self.stage == 0 and divided and fused
+            for here, payload in ((behind, wide), (self.is_last, self.states if fused else wide)):
+                for kind in ("AllGather", "ReduceScatter") if here else ():
+                    yield Collective(kind, "tensors", mp, 1, self.calls, payload)
+        if divided and self.is_last:
+            chunks = -(-work.scored // max(1, CHUNK // work.rows(layout)))
+            of_tokens = FLOAT32 * self.rows * work.scored
+            yield Collective("AllReduce", "tensors", mp, 1, 8 * chunks * self.calls, 8 * of_tokens)
+
+    def _of_experts(self) -> Iterator[Collective]:
+        """Tokens to their experts and back, k copies each, forward and backward, as if experts were chosen alike."""
+        shape, layout, ep = self.shape, self.layout, self.layout.expert_parallel
+        if not shape.experts:
+            return
+        forward = 1 + self.work.recompute + (self.work.reference_bytes > 0)
+        times = 2 * self.layers * (forward + 1)
+        payload = self.states // layout.model_parallel * shape.experts_per_token
+        yield Collective("AlltoAll", "tensors", ep, 1, times * self.calls, times * payload)
+
+    def _of_pipeline(self) -> Iterator[Collective]:
+        """Hidden states to the next stage, their gradients to the one before."""
+        layout = self.layout
+        if layout.pipeline_stage == 1:
+            return
+        stride = layout.data_parallel * layout.model_parallel
+        divided = splits_sequence(self.shape, layout)
+        states = self.states // (layout.model_parallel if divided else 1)
+        times = (self.stage > 0) + (not self.is_last)
+        yield Collective("Send", "tensors", 2, stride, times * self.calls, times * states)
+
+    def _of_parameters(self) -> Iterator[Collective]:
+        """Gradients, in float32, over the workers that have the same part; divided parts gathered before they are read,
+        which is once a step, or twice of recomputed layers."""
+        layer, beside = self._slices()
+        for slices, times, readings in ((layer, self.layers, 1 + self.work.recompute), (beside, 1, 1)):
+            for item in slices:
+                count, whole = times * item.count, times * item.whole
+                group, stride = item.replicas, item.stride
+                if item.shards == 1:
+                    yield Collective("AllReduce", "gradients", group, stride, count, FLOAT32 * whole, True)
+                    continue
+                gathered = readings * item.gathered_bytes * whole
+                yield Collective("AllGather", "weights", group, stride, readings * count, gathered, True)
+                yield Collective("ReduceScatter", "gradients", group, stride, count, FLOAT32 * whole, True)

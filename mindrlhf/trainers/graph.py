@@ -1,0 +1,53 @@
+"""The graph of a DPO step: as training runs it, and alone, without weights and data, to be compiled."""
+
+from __future__ import annotations
+
+import numpy as np
+from mindspore import Tensor, nn
+
+from mindrlhf.cells.train_step import TrainStep
+from mindrlhf.config.schema import Config
+from mindrlhf.data.rows import COLLATIONS, Rows, row_length
+from mindrlhf.parallel.dry_run import Graph
+from mindrlhf.parallel.layout import Layout
+from mindrlhf.runtime.device import Device
+from mindrlhf.runtime.errors import UserError
+from mindrlhf.trainers.optimizer import build_optimizer
+from mindrlhf.trainers.policy import Architecture, build_options, check_routing
+from mindrlhf.trainers.registry import build_preference_cell, loss_settings
+
+
+def build_step(cell: nn.Cell, optimizer: nn.Optimizer, config: Config, layout: Layout, passes: int) -> TrainStep:
+    """The step that updates `cell`, its gradients summed over the workers by us or by the parallel passes."""
+    reduce_over, split_over = (1, layout.world) if layout.semi_auto else (layout.world, 1)
+    return TrainStep(cell, optimizer, config.train.max_grad_norm, passes, reduce_over, split_over)
+
+
+def filler(config: Config, length: int, scored: int) -> Rows:
+    """A global batch of no pairs: rows of `length` tokens, `scored` of them to be scored."""
+    return COLLATIONS[config.data.layout].collate([None] * config.train.global_batch_pairs, length, scored, 1, 1)
+
+
+def training_graph(config: Config, device: Device, layout: Layout, architecture: Architecture) -> Graph:
+    """The step of a run as `DPOTrainer` builds it, without weights and data.
+
+    Rows are as long as data.seq_len says, all their tokens scored: what a record may ask for at the most.
+    """
+    family, hf_config = architecture
+    length = row_length_of(config)
+    check_routing(config, family, layout)
+    layout.check_model(family.shape(hf_config), length)
+    model_config = family.from_hf_config(hf_config, build_options(config, device, length, layout))
+    loss = loss_settings(config)
+    cell = build_preference_cell(family, model_config, loss, layout.of_model, config.data.layout)
+    optimizer = build_optimizer(cell, config.optimizer, np.full(1, config.optimizer.learning_rate))
+    step = build_step(cell, optimizer, config, layout, passes=1)
+    step.set_train()
+    return Graph(step, cell, (True, *map(Tensor, filler(config, length, length))))
+
+
+def row_length_of(config: Config) -> int:
+    """Tokens of a row by the yaml alone; UserError where it does not say."""
+    if config.data.seq_len is None:
+        raise UserError("data.seq_len is null, and there is no record to take it from; set it, as in data.seq_len=4097")
+    return row_length(config.data.seq_len)

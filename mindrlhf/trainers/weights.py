@@ -1,0 +1,159 @@
+"""Weights into a model, one group of tensors at a time: whole, or of each the slice that this rank holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mindrlhf.checkpoint import store
+from mindrlhf.checkpoint.tensors import Tensors
+from mindrlhf.models.hf_weights import Group, are_ms, same
+from mindrlhf.parallel.context import recorded_strategy
+from mindrlhf.parallel.layout import Layout
+from mindrlhf.parallel.slices import Box, box_of
+from mindrlhf.parallel.strategy import read_strategy
+from mindrlhf.runtime.device import Device
+from mindrlhf.runtime.errors import IncompleteCheckpoint, misfits
+from mindrlhf.trainers.policy import Source
+
+DIGEST = 64  # letters of a fingerprint
+
+if TYPE_CHECKING:
+    import numpy as np
+    from mindspore import Parameter, nn
+
+    Arrays = dict[str, np.ndarray]
+    Parameters = Mapping[str, Parameter]
+
+
+def load_weights(source: Source, parameters: Parameters) -> str:
+    """Set every parameter, by MindFormers' names, to its whole tensor; returns the weights' fingerprint.
+
+    Raises `IncompleteCheckpoint` where names or shapes are not the model's, before anything is set.
+    """
+    with _opened(source) as tensors:
+        tensors.check(parameters)
+
+        def every() -> Iterator[tuple[str, np.ndarray]]:
+            for group in tensors.groups:
+                ours, theirs = tensors.read(group)
+                for name, array in ours.items():
+                    _set(parameters[name], array)
+                yield from theirs.items()
+
+        digest = store.fingerprint(every())
+        tensors.opened.check()
+    return digest
+
+
+def first_weights(source: Source, parameters: Parameters, device: Device, layout: Layout) -> str:
+    """The weights that a run starts from, set before anything is compiled; returns their fingerprint.
+
+    Under semi-auto parallel nothing is set, for the slices are not known yet: `load_slices` follows.
+    """
+    if not layout.semi_auto:
+        return load_weights(source, parameters)
+    return device.of_first(_fingerprint(source, parameters) if device.rank == 0 else "0" * DIGEST)
+
+
+def _fingerprint(source: Source, parameters: Parameters) -> str:
+    with _opened(source) as tensors:
+        tensors.check(parameters)
+        return store.fingerprint(pair for group in tensors.groups for pair in tensors.read(group)[1].items())
+
+
+def load_slices(
+    source: Source, parameters: Parameters, boxes: Mapping[str, Box], rank: int = 0, world: int = 1
+) -> None:
+    """Set the parameters that `boxes` names, which have the shapes of these boxes already, to them.
+
+    Nothing but the boxes is read of a tensor that has but two names; what is joined of several is read whole and cut.
+    Of the files' checksums each of `world` ranks compares its share.
+    """
+    with _opened(source) as tensors:
+        for group in tensors.groups:
+            for name, array in tensors.cut(group, boxes):
+                _set(parameters[name], array, slice_shape=True)
+        tensors.opened.check(rank, world)
+
+
+def named(model: nn.Cell) -> dict[str, Parameter]:
+    """The parameters of a model by name."""
+    return {parameter.name: parameter for parameter in model.get_parameters()}
+
+
+def compiled_slices(
+    cell: nn.Cell, inputs: Sequence[Any], strategy_file: Path, rank: int, layout: Layout
+) -> dict[str, Box]:
+    """Compile `cell` under semi-auto parallel: each of its parameters becomes the slice that this rank holds.
+
+    Returns which box of its tensor each is; a parameter of another stage of the pipeline has none.
+    """
+    full = {name: tuple(parameter.shape) for name, parameter in named(cell).items()}
+    with recorded_strategy(strategy_file):
+        cell.compile(*inputs)
+    per_stage = layout.world // layout.pipeline_stage
+    return {
+        name: box_of(found, full[name], rank % per_stage)
+        for name, found in read_strategy(strategy_file).items()
+        if name in full
+    }
+
+
+class _Grouped:
+    """Opened weights by the groups of their family. ours: whether they have MindFormers' names."""
+
+    def __init__(self, source: Source, opened: Tensors) -> None:
+        self.source, self.opened = source, opened
+        self.groups = list(source.family.tensors(source.hf_config))
+        self.ours = are_ms(self.groups, opened.specs)
+
+    def check(self, parameters: Parameters) -> None:
+        """Raise where they do not fit; of those under Hugging Face's names `Source.check` has told already."""
+        expected = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+        if self.ours:
+            found = {name: spec.shape for name, spec in self.opened.specs.items()}
+        else:
+            found = {name: expected.get(name, ()) for group in self.groups for name in group.ms}
+        wrong = misfits(expected, found, "parameters")
+        if wrong:
+            raise IncompleteCheckpoint(f"{self.source.weights} does not fit the model: {'; '.join(wrong)}")
+
+    def read(self, group: Group) -> tuple[Arrays, Arrays]:
+        """The tensors of a group under MindFormers' names and under Hugging Face's."""
+        if self.ours:
+            ours = {name: self.opened.read(name) for name in group.ms}
+            return ours, dict(zip(group.hf, group.split(*ours.values())))
+        theirs = {name: self.opened.read(name) for name in group.hf}
+        return dict(zip(group.ms, group.join(*theirs.values()))), theirs
+
+    def cut(self, group: Group, boxes: Mapping[str, Box]) -> Iterator[tuple[str, np.ndarray]]:
+        """Those of a group's tensors that `boxes` names, cut to these."""
+        mine = [name for name in group.ms if name in boxes]
+        if mine and (self.ours or group.join is same):
+            named = dict(zip(group.ms, group.ms if self.ours else group.hf))
+            for name in mine:
+                yield name, self.opened.read(named[name], boxes[name])
+        elif mine:
+            whole, _ = self.read(group)
+            for name in mine:
+                yield name, whole[name][tuple(slice(start, stop) for start, stop in boxes[name])]
+
+
+@contextmanager
+def _opened(source: Source) -> Iterator[_Grouped]:
+    with Tensors(source.weights) as opened:
+        yield _Grouped(source, opened)
+
+
+def _set(target: Parameter, array: np.ndarray, slice_shape: bool = False) -> None:
+    from mindspore import Tensor
+
+    if tuple(target.shape) != array.shape:
+        raise IncompleteCheckpoint(
+            f"the weights do not fit the model: {target.name} has shape {array.shape}, the model's "
+            f"{tuple(target.shape)}"
+        )
+    target.set_data(Tensor(array, target.dtype), slice_shape=slice_shape)

@@ -1,0 +1,438 @@
+"""The damage table: what is done to the output of a run of 8 ranks (dp2 mp2 pp2), and what is said. Nothing is silent.
+
+`ours` has manifests, `theirs` was left by another program: .ckpt without a checksum, as MindSpore writes by default.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sliced_runs import cut, dense, model, same, write_rank
+
+from mindrlhf.checkpoint.ckpt_file import CkptFile
+from mindrlhf.checkpoint.find import find_weights, rank_file
+from mindrlhf.checkpoint.merge import transform
+from mindrlhf.checkpoint.tensors import Tensors, read_weights
+from mindrlhf.parallel.strategy import strategy_path, write_layouts, write_stages
+from mindrlhf.runtime.errors import UserError
+from mindrlhf.runtime.files import write_json
+
+ARRAYS = model()
+STAGES = dense(ARRAYS, 2, 2, 2)
+FIRST, LAST = "model.tok_embeddings.weight", "lm_head.weight"
+KINDS = {"ours": "safetensors", "theirs": "ckpt"}
+Run = Callable[[Path], None]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+    """Undamaged."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda descriptor: None)
+        folder = tmp_path_factory.mktemp("runs")
+        write_stages(folder / "strategies", STAGES)
+        one = cut(folder / "one", ARRAYS, dense(ARRAYS, 1, 1))
+        for name in ("ours", "again"):
+            transform(one, folder / name, dst_strategy=folder / "strategies")
+        cut(folder / "theirs", ARRAYS, STAGES, "ckpt")
+        yield {name: folder / name for name in ("ours", "again", "theirs")}
+
+
+@pytest.fixture(autouse=True)
+def no_sync(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
+
+
+def file_of(out: Path, rank: int) -> Path:
+    return rank_file(out / "checkpoint_network" / f"rank_{rank}")
+
+
+def folder_of(out: Path, rank: int) -> Path:
+    return out / "checkpoint_network" / f"rank_{rank}"
+
+
+def flip(path: Path, place: int) -> None:
+    alone(path)
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+def alone(path: Path) -> Path:
+    """The file itself, and no link that others share."""
+    data = path.read_bytes()
+    path.unlink()
+    path.write_bytes(data)
+    return path
+
+
+def cut_short(path: Path, length: int) -> None:
+    path.write_bytes(alone(path).read_bytes()[:length])
+
+
+def rewrite(out: Path, rank: int, change: Callable[[dict[str, np.ndarray]], object]) -> None:
+    """The file of a rank as another program would write it, without a manifest; the others lose theirs too."""
+    held = read_alone(file_of(out, rank))
+    change(held)
+    kind = file_of(out, rank).suffix[1:]
+    file_of(out, rank).unlink()
+    write_rank(out, rank, held, kind)
+    for manifest in out.glob("checkpoint_network/rank_*/manifest.json"):
+        manifest.unlink()
+
+
+def read_alone(path: Path) -> dict[str, np.ndarray]:
+    copy = shutil.copy(path, path.parent.parent.parent / f"alone{path.suffix}")
+    return read_weights(find_weights(copy))
+
+
+def edit_manifest(out: Path, rank: int, **words: object) -> None:
+    path = folder_of(out, rank) / "manifest.json"
+    write_json(path, {**json.loads(path.read_text()), **words})
+
+
+def copy_rank(out: Path, source: int, target: int) -> None:
+    shutil.rmtree(folder_of(out, target), ignore_errors=True)
+    shutil.copytree(folder_of(out, source), folder_of(out, target))
+
+
+def swap(out: Path, one: int, other: int) -> None:
+    folder_of(out, one).rename(out / "kept")
+    folder_of(out, other).rename(folder_of(out, one))
+    (out / "kept").rename(folder_of(out, other))
+
+
+def boundary(path: Path) -> int:
+    """Where a .ckpt file could end between two tensors."""
+    opened = CkptFile(path)
+    opened.close()
+    *_, before, _ = opened.places.values()
+    return before[-1][0] + before[-1][1]
+
+
+def another_stage(out: Path, rank: int, name: str) -> None:
+    layouts = {key: layout for key, layout in STAGES[rank // 4].items() if key != name}
+    write_layouts(strategy_path(out / "strategy", rank), layouts)
+
+
+def without(out: Path, name: str) -> None:
+    for rank in range(8):
+        another_stage(out, rank, name)
+
+
+def only(out: Path, ranks: range) -> None:
+    for rank in range(8):
+        if rank not in ranks:
+            strategy_path(out / "strategy", rank).unlink()
+
+
+TABLE: list[tuple[str, str, Run, str]] = [
+    # which run, the damage, how it is done, what is said
+    ("both", "a missing rank", lambda out: shutil.rmtree(folder_of(out, 5)), r"lacks the checkpoint of rank 5:"),
+    ("both", "two missing ranks", lambda out: [shutil.rmtree(folder_of(out, k)) for k in (0, 7)], r"of rank 0, 7:"),
+    ("both", "an extra rank", lambda out: copy_rank(out, 0, 8), r"holds a checkpoint of rank 8, and the strategy"),
+    ("both", "an empty rank", lambda out: file_of(out, 3).unlink(), r"rank_3 holds no checkpoint"),
+    (
+        "both",
+        "two files in a rank",
+        lambda out: shutil.copy(file_of(out, 3), folder_of(out, 3) / f"older{file_of(out, 3).suffix}"),
+        r"rank_3 holds 2 checkpoints \(checkpoint_0\.\w+, older\.\w+\)",
+    ),
+    (
+        "both",
+        "ranks of two formats",
+        lambda out: file_of(out, 2).rename(
+            file_of(out, 2).with_suffix({".ckpt": ".safetensors"}.get(file_of(out, 2).suffix, ".ckpt"))
+        ),
+        r"are of different formats",
+    ),
+    ("both", "an empty file", lambda out: cut_short(file_of(out, 1), 0), r"rank_1/checkpoint_0\.\w+ is damaged"),
+    ("both", "a truncated file", lambda out: cut_short(file_of(out, 6), -9), r"rank_6/checkpoint_0\.\w+ is damaged"),
+    ("both", "half a header", lambda out: cut_short(file_of(out, 0), 20), r"rank_0/checkpoint_0\.\w+ is damaged"),
+    (
+        "theirs",
+        "cut between two tensors",
+        lambda out: cut_short(file_of(out, 4), boundary(file_of(out, 4))),
+        r"rank_4/checkpoint_0\.ckpt lacks 1 of 4 tensors of its strategy: lm_head\.weight",
+    ),
+    (
+        "ours",
+        "a flipped bit",
+        lambda out: flip(file_of(out, 2), -5),
+        r"rank_2/checkpoint_0\.safetensors is damaged: the sha256 of",
+    ),
+    ("ours", "a flipped bit of the header", lambda out: flip(file_of(out, 7), 40), r"rank_7/checkpoint_0\.safetensors"),
+    (
+        "theirs",
+        "a flipped bit in one of two replicas",
+        lambda out: flip(file_of(out, 2), -5),
+        r"rank_0 and rank_2 .* dif",
+    ),
+    (
+        "ours",
+        "a zeroed page",
+        lambda out: alone(file_of(out, 5)).write_bytes(
+            file_of(out, 5).read_bytes()[:-64] + bytes(64),
+        ),
+        r"rank_5/checkpoint_0\.safetensors is damaged",
+    ),
+    ("ours", "a rank of another step", lambda out: edit_manifest(out, 3, step=9), r"step None and .*rank_3 of step 9"),
+    (
+        "ours",
+        "a manifest that is no JSON",
+        lambda out: cut_short(folder_of(out, 3) / "manifest.json", 40),
+        r"is damaged",
+    ),
+    ("ours", "a manifest of a newer format", lambda out: edit_manifest(out, 3, format_version=2), r"format version 2"),
+    ("ours", "a manifest of another file", lambda out: edit_manifest(out, 3, file="../x.ckpt"), r"is of \.\./x\.ckpt"),
+    ("ours", "a manifest with a wrong size", lambda out: edit_manifest(out, 3, size=-1), r"manifest\.json is damaged"),
+    (
+        "ours",
+        "a rank whose save was killed",
+        lambda out: (folder_of(out, 3) / "manifest.json").unlink(),
+        r"1 of 8 ranks have no manifest\.json.*: rank_3 of",
+    ),
+    ("ours", "two ranks swapped", lambda out: swap(out, 0, 1), r"rank_0/.* is the file of rank 1 of 8 by its manifest"),
+    (
+        "ours",
+        "two stages swapped",
+        lambda out: swap(out, 0, 4),
+        r"rank_0/checkpoint_0\.safetensors lacks 4 of 4 tensors",
+    ),
+    ("theirs", "two ranks swapped", lambda out: swap(out, 0, 1), r"rank_0 and rank_2 of .* should hold the same"),
+    (
+        "theirs",
+        "a rank copied over both ranks of another slice",
+        lambda out: [copy_rank(out, 0, 1), copy_rank(out, 0, 3)],
+        r"holds the same numbers in every slice of model\.\S+, which .* calls different",
+    ),
+    (
+        "both",
+        "a tensor of another shape",
+        lambda out: rewrite(out, 1, lambda held: held.update({FIRST: held[FIRST][:2]})),
+        r"rank_1/checkpoint_0\.\w+ holds model.tok_embeddings.weight as float32 \(2, 8\), a slice of \(4, 8\)",
+    ),
+    (
+        "both",
+        "a tensor with another number of axes",
+        lambda out: rewrite(out, 0, lambda held: held.update({FIRST: held[FIRST].reshape(-1)})),
+        r"rank_0/checkpoint_0\.\w+ holds model.tok_embeddings.weight otherwise .*: it has 1 axes, its strategy says 2",
+    ),
+    (
+        "both",
+        "a tensor of another dtype",
+        lambda out: rewrite(out, 6, lambda held: held.update({LAST: held[LAST].astype(np.float16)})),
+        r"rank_6/checkpoint_0\.\w+ holds lm_head\.weight as float16",
+    ),
+    (
+        "both",
+        "a tensor missing in one rank",
+        lambda out: rewrite(out, 7, lambda held: held.pop(LAST)),
+        r"rank_7/checkpoint_0\.\w+ lacks 1 of 4 tensors of its strategy: lm_head\.weight",
+    ),
+    (
+        "both",
+        "a tensor more in one rank",
+        lambda out: rewrite(out, 7, lambda held: held.update(more=np.ones(2, np.float32))),
+        r"rank_7/checkpoint_0\.\w+ holds 1 tensors that its strategy .* does not know: more",
+    ),
+    (
+        "both",
+        "a replica with other numbers",
+        lambda out: rewrite(out, 2, lambda held: held.update({FIRST: held[FIRST] + 1})),
+        r"rank_0 and rank_2 of .* should hold the same model\.tok_embeddings\.weight and differ",
+    ),
+    ("both", "no strategy", lambda out: shutil.rmtree(out / "strategy"), r"8 rank folders, and .*strategy no strategy"),
+    (
+        "both",
+        "a strategy that a rank lacks",
+        lambda out: strategy_path(out / "strategy", 2).unlink(),
+        r"strategy lacks the strategy of rank 2",
+    ),
+    (
+        "both",
+        "the strategy of the first stage alone",
+        lambda out: only(out, range(4)),
+        r"checkpoint of rank 4, 5, 6, 7, and",
+    ),
+    (
+        "both",
+        "the strategy of the last stage alone",
+        lambda out: only(out, range(4, 8)),
+        r"strategy of rank 0, 1, 2, 3",
+    ),
+    (
+        "both",
+        "a truncated strategy",
+        lambda out: cut_short(strategy_path(out / "strategy", 4), 50),
+        r"ckpt_strategy_rank_4\.ckpt is damaged",
+    ),
+    (
+        "both",
+        "strategies that contradict each other",
+        lambda out: another_stage(out, 1, FIRST),
+        r"strategies of ranks 0 and 1 in .* differ",
+    ),
+    (
+        "both",
+        "the first stage's strategy for both stages",
+        lambda out: [
+            shutil.copy(strategy_path(out / "strategy", 0), strategy_path(out / "strategy", k)) for k in range(4, 8)
+        ],
+        r"strategies of ranks 4 to 7, whose tensors are all those of ranks before them",
+    ),
+    (
+        "both",
+        "stages of different sizes",
+        lambda out: [
+            write_layouts(strategy_path(out / "strategy", k), dense(ARRAYS, 1, 2, 2)[1], 1) for k in range(4, 8)
+        ],
+        r"ckpt_strategy_rank_4\.ckpt is for 2 ranks, that of rank 0 for 4",
+    ),
+    (
+        "both",
+        "a tensor missing in the strategy",
+        lambda out: without(out, LAST),
+        r"rank_4/checkpoint_0\.\w+ holds 1 tensors that its strategy .* does not know: lm_head\.weight",
+    ),
+    (
+        "both",
+        "the strategy of another model",
+        lambda out: write_stages(out / "strategy", [{f"x.{n}": v for n, v in stage.items()} for stage in STAGES]),
+        r"rank_0/checkpoint_0\.\w+ lacks 4 of 4 tensors of its strategy: x\.",
+    ),
+    (
+        "both",
+        "the strategy of a smaller run",
+        lambda out: write_stages(out / "strategy", dense(ARRAYS, 1, 2, 2)),
+        r"holds a checkpoint of rank 4, 5, 6, 7, and the strategy .* is for 4 ranks",
+    ),
+    (
+        "both",
+        "the strategy of more tensor parallelism",
+        lambda out: write_stages(out / "strategy", dense(ARRAYS, 1, 4, 2)),
+        r"rank_2/checkpoint_0\.\w+ (holds what .*rank_0/checkpoint_0\.\w+ holds|is the file of)",
+    ),
+    (
+        "both",
+        "the strategy of no tensor parallelism",
+        lambda out: write_stages(out / "strategy", dense(ARRAYS, 4, 1, 2)),
+        r"rank_4 and rank_5 of .* should hold the same",
+    ),
+]
+CASES = [(run, *row[1:]) for row in TABLE for run in (("ours", "theirs") if row[0] == "both" else (row[0],))]
+
+
+@pytest.mark.parametrize(("run", "damage", "how", "sentence"), CASES, ids=[f"{case[0]}: {case[1]}" for case in CASES])
+def test_damage_is_named(tmp_path: Path, runs: dict[str, Path], run: str, damage: str, how: Run, sentence: str) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(runs[run], out)
+    how(out)
+    with pytest.raises(UserError, match=sentence) as caught:
+        transform(out / "checkpoint_network", tmp_path / "merged")
+    assert str(out) in str(caught.value), "it says where"
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "merged").exists(), "it leaves nothing"
+
+
+@pytest.mark.parametrize("run", ["ours", "theirs"])
+def test_what_is_whole_passes(tmp_path: Path, runs: dict[str, Path], run: str) -> None:
+    transform(runs[run], tmp_path / "merged")
+    assert same(read_weights(find_weights(tmp_path / "merged")), ARRAYS)
+
+
+def test_ranks_of_different_saves_of_one_step(tmp_path: Path, runs: dict[str, Path]) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(runs["ours"], out)
+    shutil.copytree(runs["again"] / "checkpoint_network" / "rank_3", folder_of(out, 3), dirs_exist_ok=True)
+    with pytest.raises(UserError, match=r"rank_0 and .*rank_3 are of different saves of step None"):
+        transform(out, tmp_path / "merged")
+
+
+def test_names_of_mindspore_that_say_other_steps(tmp_path: Path, runs: dict[str, Path]) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(runs["theirs"], out)
+    for rank in range(8):
+        file_of(out, rank).rename(folder_of(out, rank) / f"llama_rank_{rank}-3_{20 if rank == 6 else 10}.ckpt")
+    with pytest.raises(UserError, match=r"rank_0-3_10\.ckpt and .*rank_6-3_20\.ckpt are of different steps"):
+        transform(out, tmp_path / "merged")
+
+
+def test_folders_copied_by_hand_are_fine_where_the_strategy_says_so(tmp_path: Path, runs: dict[str, Path]) -> None:
+    for run in ("ours", "theirs"):
+        out = tmp_path / run
+        shutil.copytree(runs[run], out)
+        copy_rank(out, 0, 2)
+        copy_rank(out, 5, 7)
+        transform(out, tmp_path / f"{run}-merged")
+        assert same(read_weights(find_weights(tmp_path / f"{run}-merged")), ARRAYS)
+
+
+def test_four_ranks_copied_for_eight(tmp_path: Path) -> None:
+    write_stages(tmp_path / "four", dense(ARRAYS, 1, 4))
+    transform(cut(tmp_path / "one", ARRAYS, dense(ARRAYS, 1, 1)), tmp_path / "cut", dst_strategy=tmp_path / "four")
+    for rank in range(4):
+        copy_rank(tmp_path / "cut", rank, rank + 4)
+    write_stages(tmp_path / "cut" / "strategy", dense(ARRAYS, 2, 4))
+    transform(tmp_path / "cut", tmp_path / "merged")
+    assert same(read_weights(find_weights(tmp_path / "merged")), ARRAYS)
+
+
+def test_equal_slices_are_fine_where_they_are_constant_or_the_manifest_says_whose_they_are(tmp_path: Path) -> None:
+    arrays = {
+        **ARRAYS,
+        "zeros": np.zeros((8, 8), np.float32),
+        "repeated": np.tile(np.arange(8, dtype=np.float32), (8, 1)),
+    }
+    stages = dense(ARRAYS, 1, 4)
+    stages[0].update(dict.fromkeys(("zeros", "repeated"), stages[0][FIRST]))
+    write_stages(tmp_path / "four", stages)
+    one = cut(tmp_path / "one", arrays, [{**dense(ARRAYS, 1, 1)[0], **dense(arrays, 1, 1)[0]}])
+    transform(one, tmp_path / "cut", dst_strategy=tmp_path / "four")
+    transform(tmp_path / "cut", tmp_path / "merged")
+    assert same(read_weights(find_weights(tmp_path / "merged")), arrays)
+    theirs = cut(
+        tmp_path / "theirs",
+        {n: a for n, a in arrays.items() if n != "repeated"},
+        [{n: layout for n, layout in stages[0].items() if n != "repeated"}],
+    )
+    transform(theirs, tmp_path / "merged-theirs")
+
+
+def test_a_checkpoint_without_manifest_is_taken_with_one_warning(
+    tmp_path: Path, runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(runs["theirs"], out)
+    transform(out, tmp_path / "merged")
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert said[0].startswith(f"warning: {out}/checkpoint_network has no manifest of ours")
+    transform(runs["ours"], tmp_path / "again")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("run", ["ours", "theirs"])
+def test_a_view_of_damaged_slices_is_refused_too(tmp_path: Path, runs: dict[str, Path], run: str) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(runs[run], out)
+    cut_short(file_of(out, 6), -9)
+    with pytest.raises(UserError, match=r"rank_6/checkpoint_0\.\w+ is damaged"):
+        Tensors(find_weights(out))
+
+
+def test_of_two_readers_each_checks_its_share(tmp_path: Path, runs: dict[str, Path]) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(runs["ours"], out)
+    flip(file_of(out, 5), -5)
+    with Tensors(find_weights(out)) as opened:
+        opened.check(0, 2)
+        with pytest.raises(UserError, match=r"rank_5/checkpoint_0\.safetensors is damaged"):
+            opened.check(1, 2)
+    with pytest.raises(UserError, match=r"rank_5/checkpoint_0\.safetensors is damaged"):
+        read_weights(find_weights(out))
