@@ -1,0 +1,51 @@
+"""--only_save_strategy on a machine without NPUs, as users type it: files, figures, and nothing else left behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from pipeline_shell import ROOT, Shell
+
+from mindrlhf.parallel.slices import box_of, extent
+from mindrlhf.parallel.strategy import read_strategies, strategy_path
+
+pytestmark = pytest.mark.slow
+HIDDEN, VOCABULARY, LAYERS = 128, 2048, 4
+HEADS = ("model.config.num_attention_heads=8", "model.config.num_key_value_heads=4")
+
+
+def compile_for(folder: Path, world: int, *words: str) -> str:
+    config = str(ROOT / "model_configs" / "tiny" / "qwen2.yaml")
+    given = ("run_dpo.py", "--config", config, "--only_save_strategy", "True", "--dry_run_world_size", str(world))
+    return Shell(folder).must(*given, *HEADS, "data.seq_len=65", "output_dir=out", *words).out
+
+
+def test_split_tensors(tmp_path: Path) -> None:
+    said = compile_for(tmp_path, 8, "parallel.model_parallel=4")
+    assert "stage of ranks 0-7" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+    folder = tmp_path / "out" / "strategy"
+    assert len({strategy_path(folder, rank).read_bytes() for rank in range(8)}) == 1
+    layouts = read_strategies(folder).stage_of(0)
+    expected = {
+        "model.layers.0.attention.wq.weight": ((HIDDEN, HIDDEN), (HIDDEN // 4, HIDDEN)),
+        "model.layers.0.attention.wo.weight": ((HIDDEN, HIDDEN), (HIDDEN, HIDDEN // 4)),
+        "model.layers.3.attention_norm.weight": ((HIDDEN,), (HIDDEN,)),
+        "model.tok_embeddings.embedding_weight": ((VOCABULARY, HIDDEN), (VOCABULARY, HIDDEN)),
+        "adam_m.model.layers.0.attention.wq.weight": ((HIDDEN, HIDDEN), (HIDDEN // 4, HIDDEN)),
+    }
+    for name, (full, local) in expected.items():
+        assert extent(box_of(layouts[name], full, 5)) == local, name
+    (stage,) = json.loads((tmp_path / "out" / "dry_run.json").read_text())["stages"]
+    assert stage["weights"] == 4 * stage["local"] == stage["gradients"]
+    assert stage["states"] >= 2 * stage["weights"]
+    assert sum(row["count"] for row in stage["collectives"]) > 20
+
+
+def test_some_ranks_of_whole_models(tmp_path: Path) -> None:
+    said = compile_for(tmp_path, 16, "--dry_run_ranks", "0,14-15", "train.global_batch_pairs=16")
+    folder = tmp_path / "out" / "strategy"
+    assert sorted(path.name for path in folder.iterdir()) == [f"ckpt_strategy_rank_{rank}.ckpt" for rank in (0, 14, 15)]
+    assert "AllReduce      over   16" in said
