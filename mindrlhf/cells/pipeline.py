@@ -1,33 +1,63 @@
-"""The preference cell in a pipeline of stages, and the step that trains it."""
+"""The preference cell in a pipeline of stages, and the step that trains it.
+
+Compiled by MindSpore's passes for the first and the last stage of every family (tests/layouts), and checked there:
+what is sent, which parameters a stage updates, by what each gradient's share of the norm is divided. Never run: there is
+no kernel that sends between stages on CPU.
+"""
 
 from __future__ import annotations
 
 import mindspore as ms
-from mindspore import nn, ops
+import numpy as np
+from mindspore import lazy_inline, nn, ops
 
 from mindrlhf.cells.train_step import Clip
+from mindrlhf.data.rows import Rows
+
+
+def by_part(rows: Rows, parts: int) -> Rows:
+    """The batch as `MicroBatches` takes it: num_pairs and num_chosen_tokens (parts,), the same number for each."""
+    repeated = {name: np.repeat(getattr(rows, name), parts) for name in ("num_pairs", "num_chosen_tokens")}
+    return rows._replace(**repeated)
+
+
+class OneGraph(nn.Cell):
+    """A cell that is compiled once however often it is called; without it MindFormers' newer models do not compile in
+    a pipeline.
+
+    Within it no other such cell may be called, and no cell that is recomputed as a whole.
+    """
+
+    @lazy_inline
+    def __init__(self, cell: nn.Cell) -> None:
+        super().__init__(auto_prefix=False)
+        self.cell = cell
+
+    def construct(self, *batch):
+        return self.cell(*batch)
 
 
 class MicroBatches(nn.Cell):
     """A cell (batch) -> (loss, sums, logps, figures), called for one part of the batch after the other.
 
-    Every field of the batch is divided along its first axis, so that units stay together; one that is one number for
-    the whole batch comes as an array (parts,) of it, see `by_part`. Returns (loss, sums, logps) of the whole batch;
-    losses and sums add up, as their denominators are of the global batch.
+    Every field of the batch is divided along its first axis, so that units stay together where `parts` divides them;
+    see `by_part`. Returns (loss (), sums, logps) of the whole batch, logps in the order of its units: losses and sums
+    add up, as their denominators are of the global batch. Only the workers of the last stage return these; on all
+    others they are constants without meaning.
 
-    MindSpore's own nn.PipelineCell adds up one output alone.
+    MindSpore's own nn.PipelineCell adds up all outputs, or takes one alone.
     """
 
     def __init__(self, cell: nn.Cell, parts: int) -> None:
         super().__init__(auto_prefix=False)
-        self.cell = cell
+        self.cell = OneGraph(cell)
         self.parts = parts
         # MindSpore knows a part by the slice that makes it, and its end by the addition of what it gave.
         self.slices = [ops.StridedSlice() for _ in range(parts)]
         self.add_losses = [ops.Add().add_prim_attr("pipeline_end", part) for part in range(parts)]
         self.add_sums = [ops.Add().add_prim_attr("pipeline_end", part) for part in range(parts)]
         self.join = ops.Concat()
-        # A constant gradient has no operator that could receive it of the next stage.
+        # A constant gradient has no operator that could send it to the stage before.
         self.one = ms.Parameter(ms.Tensor(1.0, ms.float32), name="one", requires_grad=False, parallel_optimizer=False)
 
     def construct(self, *batch):
@@ -44,14 +74,21 @@ class MicroBatches(nn.Cell):
             total = loss if total is None else self.add_losses[part](total, loss)
             totals = sums if totals is None else self.add_sums[part](totals, sums)
             everyone += (logps,)
-        return total, totals, totals
+        return total, totals, self.join(everyone)
 
 
 class PipelineStep(nn.Cell):
-    """`TrainStep` for a cell of `MicroBatches`, in which MindSpore adds the parts' gradients up.
+    """`TrainStep` in a pipeline: one update from one global batch, given as `step(True, *by_part(rows, parts))`.
+
+    Returns (sums, grad_norm before clipping, logps): the norm, of the gradients of all stages, on every worker; the
+    others on those of the last stage alone, see `MicroBatches`. What the trainer reports it must take from there.
+
+    split_over: workers of one stage, see `TrainStep`.
     """
 
-    def __init__(self, cell: nn.Cell, optimizer: nn.Optimizer, max_grad_norm: float | None, split_over: int) -> None:
+    def __init__(
+        self, cell: MicroBatches, optimizer: nn.Optimizer, max_grad_norm: float | None, split_over: int
+    ) -> None:
         super().__init__(auto_prefix=False)
         self.cell = cell
         # Without this mark MindSpore does not find the parts' backward passes.
@@ -59,27 +96,26 @@ class PipelineStep(nn.Cell):
         self.optimizer = optimizer
         self.parameters = optimizer.parameters
         self.share = 1.0 / split_over
-        # MindSpore looks for these names, and adds to these parameters what each part gives.
+        # MindSpore looks for parameters of these names, and adds to them what each part gives.
         self.kept = optimizer.parameters.clone(prefix="accu_grads", init="zeros")
         self.sharded = ms.get_auto_parallel_context("enable_parallel_optimizer")
+        # Not ops.value_and_grad: on the first stage, where outputs are constants, it does not compile.
         self.gradient = ops.GradOperation(get_by_list=True, sens_param=True)
         self.clip = Clip(max_grad_norm)
         self.map = ops.HyperMap()
 
     def construct(self, update, *batch):
         loss, sums, logps = self.cell(*batch)
-        sensitivities = (ops.ones_like(loss) * self.share, ops.zeros_like(sums), ops.zeros_like(logps))
-        gradients = self.gradient(self.cell, self.parameters)(*batch, sensitivities)
-        kept = gradients if self.sharded else self.map(_kept, self.kept, gradients)
-        clipped, norm = self.clip(kept)
-        clipped = ops.depend(clipped, sums)
-        sums = ops.depend(sums, self.optimizer(clipped))
+        shares = (ops.ones_like(loss) * self.share, ops.zeros_like(sums), ops.zeros_like(logps))
+        gradients = self.gradient(self.cell, self.parameters)(*batch, shares)
+        # Summed over parts and workers: as they are where the optimizer is sharded, else in what was kept.
+        whole = gradients if self.sharded else self.map(ops.depend, self.kept, gradients)
+        whole, norm = self.clip(whole)
+        # The sums read weights too, which nothing else keeps from being updated before.
+        whole = ops.depend(whole, sums)
+        sums = ops.depend(sums, self.optimizer(whole))
         sums = ops.depend(sums, self.map(ops.partial(_clear, sums), self.kept, gradients))
         return sums, norm, logps
-
-
-def _kept(kept, gradient):
-    return ops.depend(kept, gradient)
 
 
 def _clear(after, kept, gradient):

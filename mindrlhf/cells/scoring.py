@@ -123,7 +123,10 @@ class ShardedTokenLogps(nn.Cell):
         self.difference = ops.Sub().shard(((dp,), (dp,)))
         self.divide = ops.RealDiv().shard(((dp,), ()))
         self.double = ops.Mul().shard(((dp, vp), ()))
-        self.recompute()
+        # What has the vocabulary's axis is computed again in the backward pass. The operators and not the cell: in a
+        # pipeline a recomputed cell hides from MindSpore whose weight it is given.
+        for operator in (self.logits, self.cast, self.subtract, self.exp, self.one_hot, self.pick, self.double):
+            operator.recompute()
 
     def construct(self, hidden, weight, targets):
         vocabulary = weight.shape[0]
@@ -265,6 +268,9 @@ class ScoreSequences(nn.Cell):
         self.squares = squares
         self.mask = SegmentMask(seq_length, dp)
         self.score = ScoreTokens(layout, vocabulary_parts, squares=squares)
+        if layout.pipeline_stage > 1 and all(head.weight is not weight for weight in backbone.get_parameters()):
+            # Else other stages hold the optimizer's states of the head. One that is the embedding belongs to the first.
+            self.score.pipeline_stage = layout.pipeline_stage - 1
         self.sum_sequences = SumSequences(rows_per_unit, pairs_per_unit, dp)
         self.scored = ops.NotEqual().shard(((dp, 1), ()))
         self.pick = ops.Mul().shard(((dp, 1), (dp, 1)))

@@ -20,14 +20,16 @@ class Clip(nn.Cell):
         self.square_sum = ops.ExpandDims().add_prim_attr("grad_scale", True)
 
     def construct(self, gradients):
-        squares = ops.zeros(1, ms.float32)
-        for gradient in gradients:
-            squares = squares + self.square_sum(ops.square(gradient.astype(ms.float32)).sum(), 0)
-        norm = ops.sqrt(squares).reshape(())
+        # One sum over all of them: a stage of a pipeline leaves out of a tuple what is not its own, while a chain of
+        # sums would break at the first such, and with it everything behind, the update too, silently.
+        norm = ops.sqrt(ops.addn(self.map(self._square_sum, gradients))).reshape(())
         if self.max_grad_norm is not None:
             scale = ops.minimum(ops.ones((), ms.float32), self.max_grad_norm / (norm + 1e-6))
             gradients = self.map(ops.partial(_scale, scale), gradients)
         return gradients, norm
+
+    def _square_sum(self, gradient):
+        return self.square_sum(ops.square(gradient.astype(ms.float32)).sum(), 0)
 
 
 class TrainStep(nn.Cell):

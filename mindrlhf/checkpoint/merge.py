@@ -13,7 +13,7 @@ from typing import Any, Callable
 from mindrlhf.checkpoint.ckpt_file import CkptPlan
 from mindrlhf.checkpoint.destination import link_or_copy, no_folder_left, require_room, sweep
 from mindrlhf.checkpoint.find import NETWORK, SUFFIXES, rank_folders
-from mindrlhf.checkpoint.rank_manifest import remove_manifest, write_manifest
+from mindrlhf.checkpoint.rank_manifest import announce, write_manifest
 from mindrlhf.checkpoint.rank_slices import RankSlices, slices_of
 from mindrlhf.checkpoint.safetensors_file import SafetensorsPlan
 from mindrlhf.checkpoint.scan import Plan, TargetFile
@@ -152,7 +152,7 @@ def _write(
         _publish_strategy(strategy, network.parent / "strategy")
         (network / TENSORS).unlink(missing_ok=True)
         for path in first:
-            remove_manifest(path.parent)
+            announce(path.parent)
     save, step = uuid.uuid4().hex, source.manifests[0].step if source.manifests[0] else None
     for rank, (path, number) in enumerate(zip(paths, slices.of_rank)):
         if path != first[number]:
@@ -160,7 +160,8 @@ def _write(
         for suffix in SUFFIXES:
             if suffix != path.suffix:
                 path.with_suffix(suffix).unlink(missing_ok=True)
-        write_manifest(path, sums[1][number], rank=rank, world=strategy.world, step=step, save=save)
+        boxes = slices.boxes[number] if strategy.world > 1 else {}
+        write_manifest(path, sums[1][number], boxes, rank=rank, world=strategy.world, step=step, save=save)
     write_json(network / TENSORS, table_of(source.table, sums[0]))
 
 

@@ -1,6 +1,7 @@
 """What the weight file of one rank is: its size and the sha256 of every tensor, in a JSON file beside it.
 
-It is written last and removed first: a save that was killed leaves none, and never one over other bytes.
+It is written last and removed first: a save that was killed leaves none, and never one over other bytes. A mark stands
+in its place meanwhile, which tells what was left from what other programs write.
 """
 
 from __future__ import annotations
@@ -10,18 +11,20 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Union
+from typing import Any, Union
 
 import numpy as np
 
 from mindrlhf.checkpoint.ckpt_file import CkptFile
 from mindrlhf.checkpoint.safetensors_file import SafetensorsFile
 from mindrlhf.checkpoint.tensor_file import Spec, blocks
+from mindrlhf.parallel.slices import Box
 from mindrlhf.runtime.errors import CorruptCheckpoint, IncompleteCheckpoint, some
 from mindrlhf.runtime.files import PathLike, fsync_path, write_json
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
+SAVING = ".saving"  # a rank's file is being written
 RankFile = Union[SafetensorsFile, CkptFile]
 READERS: dict[str, type[RankFile]] = {"safetensors": SafetensorsFile, "ckpt": CkptFile}
 
@@ -31,8 +34,9 @@ class RankManifest:
     """One weight file.
 
     file: its name. size: its bytes. dtypes, shapes, sha256: by tensor. between: sha256 of the bytes that are no
-    tensor's. rank, world: whose it is, of how many. step: updates done, None where that means nothing. save: what all
-    ranks of one save have in common, None where they could not agree on it.
+    tensor's. boxes: (start, stop) by axis of what each tensor is of the full one; empty where all are whole. rank,
+    world: whose it is, of how many. step: updates done, None where that means nothing. save: what all ranks of one save
+    have in common, None where they could not agree on it.
     """
 
     file: str
@@ -41,6 +45,7 @@ class RankManifest:
     shapes: dict[str, list[int]]
     sha256: dict[str, str]
     between: str
+    boxes: dict[str, list[list[int]]]
     rank: int
     world: int
     step: int | None
@@ -57,7 +62,14 @@ def digest(array: np.ndarray) -> str:
 
 
 def write_manifest(
-    path: Path, sha256: Mapping[str, str], *, rank: int, world: int, step: int | None, save: str | None
+    path: Path,
+    sha256: Mapping[str, str],
+    boxes: Mapping[str, Box],
+    *,
+    rank: int,
+    world: int,
+    step: int | None,
+    save: str | None,
 ) -> None:
     """Write the manifest of the weight file `path`, which is on the disk already. sha256: of its tensors, by name."""
     file = READERS[path.suffix[1:]](path)
@@ -70,6 +82,7 @@ def write_manifest(
             {name: list(spec.shape) for name, spec in file.table.items()},
             dict(sha256),
             file.sha256_between(),
+            {name: [list(bounds) for bounds in box] for name, box in boxes.items()},
             rank,
             world,
             step,
@@ -77,13 +90,26 @@ def write_manifest(
         )
     finally:
         file.close()
-    write_json(path.parent / MANIFEST, asdict(manifest))
+    _finish(path.parent, asdict(manifest))
 
 
 def copy_manifest(source: Path, path: Path, rank: int) -> None:
     """The manifest of the file `source` for its replica `path`, which is another rank's."""
     manifest = _parsed(source.parent / MANIFEST)
-    write_json(path.parent / MANIFEST, {**asdict(manifest), "rank": rank})
+    _finish(path.parent, {**asdict(manifest), "rank": rank})
+
+
+def _finish(folder: Path, manifest: dict[str, Any]) -> None:
+    write_json(folder / MANIFEST, manifest)
+    (folder / SAVING).unlink(missing_ok=True)
+
+
+def announce(folder: Path) -> None:
+    """Mark a rank folder as being written, and remove its manifest; the next manifest removes the mark."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / SAVING).touch()
+    fsync_path(folder)
+    remove_manifest(folder)
 
 
 def remove_manifest(folder: PathLike) -> None:
@@ -142,12 +168,20 @@ def _fault(manifest: RankManifest) -> str | None:
         return "it does not say the same of every tensor"
     if not all(isinstance(size, int) for shape in manifest.shapes.values() for size in shape):
         return "a shape is not one of whole numbers"
+    if not isinstance(manifest.boxes, dict):
+        return "boxes must be an object"
     return None
 
 
 def require_one_save(manifests: Sequence[RankManifest | None], files: Sequence[Path]) -> None:
     """Raise where the files of ranks are not all of one save; where none has a manifest nothing is known of that."""
     without = [file for file, manifest in zip(files, manifests) if manifest is None]
+    killed = [file.parent.name for file in without if (file.parent / SAVING).exists()]
+    if killed:
+        raise IncompleteCheckpoint(
+            f"a save to {files[0].parent.parent} was killed while it wrote {some(killed)}; save again, or copy all "
+            f"ranks from another save"
+        )
     if without and len(without) < len(files):
         raise IncompleteCheckpoint(
             f"{len(without)} of {len(files)} ranks have no {MANIFEST}, as when a save is killed: "

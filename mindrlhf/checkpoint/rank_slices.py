@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,7 +125,14 @@ class RankSlices:
                 f"{path} holds {name} as {spec.dtype} {spec.shape}, a slice of {full.shape} by its strategy, where "
                 f"{other} holds one of {first.dtype} {first.shape}: is the strategy that of this checkpoint?"
             )
-        return box_of(layout, full.shape, number)
+        box, manifest = box_of(layout, full.shape, number), self.manifests[rank]
+        said = manifest.boxes.get(name) if manifest else None
+        if said is not None and said != [list(bounds) for bounds in box]:
+            raise CorruptCheckpoint(
+                f"{path} holds {_spelled(said)} of {name} by its manifest, and by {self.strategy.source} it would be "
+                f"{_spelled(box)}: that is the strategy of another layout, or the file of another rank"
+            )
+        return box
 
     def _check_owners(self) -> None:
         """A file may be a copy of another rank's only where the strategy gives both the same slices."""
@@ -233,6 +240,10 @@ def slices_of(specs: Mapping[str, Spec], strategy: Strategy, rank: int) -> dict[
         except Uncut as error:
             raise UserError(f"{strategy.source} does not fit {name}: {error}") from None
     return boxes
+
+
+def _spelled(box: Iterable[Sequence[int]]) -> str:
+    return f"[{', '.join(f'{start}:{stop}' for start, stop in box)}]"
 
 
 def _require_one_name(files: Sequence[Path]) -> None:

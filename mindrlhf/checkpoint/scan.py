@@ -19,7 +19,7 @@ import numpy as np
 from mindrlhf.checkpoint.ckpt_file import CkptPlan
 from mindrlhf.checkpoint.rank_slices import Part, RankSlices
 from mindrlhf.checkpoint.safetensors_file import SafetensorsPlan
-from mindrlhf.parallel.slices import Box, bands, common, extent, within
+from mindrlhf.parallel.slices import Box, bands, common, extent, whole, within
 from mindrlhf.runtime.errors import CorruptCheckpoint
 
 BAND = 1 << 24  # bytes of a tensor in memory at once
@@ -62,8 +62,10 @@ def scan(source: RankSlices, name: str, targets: Sequence[TargetFile] = ()) -> S
     """
     spec = source.table[name]
     parts = [_Summed(source, name, part) for part in source.parts[name]]
+    # What was summed as it was read is not summed again: a part that is the whole, a slice that is a part.
+    known = [part.part.box for part in parts] + [whole(spec.shape)]
     slices = [
-        _Slice(number, target, name, target.boxes[name])
+        _Slice(number, target, name, summed=target.boxes[name] not in known)
         for number, target in enumerate(targets)
         if name in target.boxes
     ]
@@ -71,16 +73,19 @@ def scan(source: RankSlices, name: str, targets: Sequence[TargetFile] = ()) -> S
     try:
         for box in bands(spec.shape, BAND // spec.itemsize):
             band = _band(parts, box, spec.raw)
-            total.update(band.data)
+            if len(parts) > 1:
+                total.update(band.data)
             for piece in slices:
                 piece.take(band, box)
-        written = tuple(piece.done() for piece in slices)
     finally:
         for piece in slices:
             piece.close()
     digests = tuple(part.verified() for part in parts)
+    sha256 = total.hexdigest() if len(parts) > 1 else digests[0]
+    by_box = dict(zip(known, [*digests, sha256]))
+    written = tuple(piece.done(by_box) for piece in slices)
     constant = len({part.value for part in parts}) == 1 and parts[0].value is not None
-    return Scanned(name, total.hexdigest(), digests, constant, written)
+    return Scanned(name, sha256, digests, constant, written)
 
 
 def _band(parts: Sequence[_Summed], box: Box, raw: np.dtype) -> np.ndarray:
@@ -155,9 +160,11 @@ class _Summed:
 class _Slice:
     """A slice that is being written, its bytes from first to last."""
 
-    def __init__(self, number: int, target: TargetFile, name: str, box: Box) -> None:
+    def __init__(self, number: int, target: TargetFile, name: str, *, summed: bool) -> None:
+        """summed: whether its sha256 is to be made here."""
         self.number = number
-        self.box = box
+        self.box = target.boxes[name]
+        self.summed = summed
         self.places = target.plan.places[name]
         self.sums = [0] * len(self.places)
         self.sha256 = hashlib.sha256()
@@ -170,7 +177,8 @@ class _Slice:
         if shared is None:
             return
         data = np.ascontiguousarray(band[within(shared, box)]).reshape(-1).view(np.uint8)
-        self.sha256.update(data.data)
+        if self.summed:
+            self.sha256.update(data.data)
         for k, offset, piece in self._placed(data):
             self.sums[k] = zlib.crc32(piece.data, self.sums[k])
             _write(self.file, piece, offset)
@@ -186,10 +194,11 @@ class _Slice:
                 data, start = data[count:], start + count
             start -= length
 
-    def done(self) -> Written:
-        """What was written, in the end."""
+    def done(self, known: Mapping[Box, str]) -> Written:
+        """What was written, in the end. known: digests of boxes that were summed elsewhere."""
         assert self.at == sum(length for _, length in self.places), f"{self.at} bytes written of {self.places}"
-        return Written(self.number, self.sums, self.sha256.hexdigest())
+        sha256 = self.sha256.hexdigest() if self.summed else known[self.box]
+        return Written(self.number, self.sums, sha256)
 
     def close(self) -> None:
         """Close the file."""

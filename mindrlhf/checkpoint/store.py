@@ -23,10 +23,11 @@ from mindrlhf.checkpoint.find import (
     rank_folders,
     weight_files,
 )
-from mindrlhf.checkpoint.rank_manifest import copy_manifest, digest, remove_manifest, write_manifest
+from mindrlhf.checkpoint.rank_manifest import announce, copy_manifest, digest, remove_manifest, write_manifest
 from mindrlhf.checkpoint.safetensors_file import write_safetensors
 from mindrlhf.checkpoint.tensor_file import spec_of
 from mindrlhf.checkpoint.tensors import read_tensors, read_weights, tensor_table
+from mindrlhf.parallel.slices import Box
 from mindrlhf.runtime.errors import IncompleteCheckpoint, UserError, misfits
 from mindrlhf.runtime.files import PathLike, replacing, write_text
 
@@ -130,11 +131,13 @@ def write_network(
     world: int,
     barrier: Callable[[], None],
     replicated: bool,
+    boxes: Mapping[str, Box] | None = None,
 ) -> Path:
     """Write the weights of `rank` under `output_dir`, each file with its manifest; return `checkpoint_network`.
 
     step: updates done. replicated: every rank holds the same arrays, so rank 0 writes and the others link. barrier:
-    waits for all ranks; called by every one of them, equally often. Rank folders that an earlier run left are removed.
+    waits for all ranks; called by every one of them, equally often. boxes: which box of the full tensor each array is,
+    so that a strategy of another layout is known when they are read. Rank folders that an earlier run left are removed.
     """
     path = network_file(output_dir, rank)
     network = path.parent.parent
@@ -149,11 +152,11 @@ def write_network(
     barrier()
     # Ranks on a disk of their own do not see the name, and theirs is of no save in particular.
     save = name.read_text(encoding="utf-8") if name.is_file() else None
-    remove_manifest(path.parent)
+    announce(path.parent)
     if rank == 0 or not replicated:
         save_weights(arrays, path)
         sha256 = {key: digest(array) for key, array in arrays.items()}
-        write_manifest(path, sha256, rank=rank, world=world, step=step, save=save)
+        write_manifest(path, sha256, boxes or {}, rank=rank, world=world, step=step, save=save)
     barrier()
     if rank == 0:
         name.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from mindrlhf.parallel.parameters import Traits
 from mindrlhf.parallel.search import Found, plan_of, search
 from mindrlhf.parallel.traffic import Profile
 from mindrlhf.runtime.errors import UserError
+from mindrlhf.runtime.logging import quiet
 
 LONGER_THAN = 256  # tokens of rows that are not halved further to find out what would fit
 
@@ -60,6 +62,7 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; 0, or UserError, also where no layout fits."""
+    quiet()
     words, overrides = parse(parser(), argv)
     memory, profile = _memory(words.device_memory, words.reserve), _profile(words)
     for flag in ("world_size", "top"):
@@ -81,14 +84,14 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _memory(device: float, reserve: float) -> float:
-    if not 0 <= reserve < device:
-        raise UserError(f"--device_memory {device:g} less --reserve {reserve:g} leaves nothing to train in")
+    if not 0 <= reserve < device < math.inf:
+        raise UserError(f"--device_memory {device:g} less --reserve {reserve:g} leaves no memory to train in")
     return (device - reserve) * GB
 
 
 def _profile(words: Any) -> Profile:
     for flag in ("peak_tflops", "efficiency", "node_bandwidth", "network_bandwidth", "node_devices"):
-        if not getattr(words, flag) > 0:
+        if not 0 < getattr(words, flag) < math.inf:
             raise UserError(f"--{flag} is {getattr(words, flag):g}; give a number above 0")
     if words.efficiency > 1:
         raise UserError(f"--efficiency is {words.efficiency:g}; give a share, 1 at most")
@@ -120,7 +123,7 @@ class Question:
         from mindrlhf.data.rows import row_length
 
         if config.data.seq_len is None:
-            raise UserError("data.seq_len is not set; say how long rows are, such as data.seq_len=4097")
+            raise UserError("data.seq_len is null, and rows have no length; set it, as in data.seq_len=4097")
         family, hf_config = architecture(config)
         return cls(
             family=family.name,
@@ -216,6 +219,4 @@ def traits_of(family: ModelFamily, hf_config: Mapping[str, Any]) -> Traits:
 
 def count_parameters(family: ModelFamily, hf_config: Mapping[str, Any]) -> int:
     """Elements of all tensors."""
-    from math import prod
-
-    return sum(prod(shape) for group in family.tensors(hf_config) for shape in group.hf.values())
+    return sum(math.prod(shape) for group in family.tensors(hf_config) for shape in group.hf.values())

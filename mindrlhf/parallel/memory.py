@@ -4,7 +4,7 @@ Shape letters: R rows, S tokens of a row, T scored tokens of a row, H hidden, N 
 vocabulary, E experts; t = R S tokens that a device works on in one pass; b bytes of an element that products read.
 
 It counts what lives from a forward pass to its backward pass and from step to step, and the largest of what comes and
-goes. Gradients grow while activations shrink, so that their sum is a bound from above; what the allocator loses between
+goes. Gradients grow while activations shrink, so that their sum errs on the high side; what the allocator loses between
 blocks, and the buffers of the runtime and of communication, are not in it: a plan keeps a reserve for these.
 """
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from mindrlhf.config.schema import Config
 from mindrlhf.parallel.layout import Layout, ModelShape
-from mindrlhf.parallel.parameters import FLOAT32, Slice, Traits, stage_slices, vocabulary_parts
+from mindrlhf.parallel.parameters import FLOAT32, PLAIN, Slice, Traits, stage_slices, vocabulary_parts
 from mindrlhf.runtime.errors import UserError
 
 ROWS_PER_PAIR = 2
@@ -43,7 +43,7 @@ class Work:
 
     @classmethod
     def of(cls, config: Config, seq_length: int, scored: int | None = None) -> Work:
-        """The work of a run on Ascend, on rows of `seq_length` tokens of which at most `scored` (all, if None) count."""
+        """The work of a run on Ascend, on rows of `seq_length` tokens, `scored` of them (all, if None) to be scored."""
         compute_bytes = COMPUTE_BYTES[config.model.dtype]
         # A reference that follows the policy is kept as exact as the policy.
         reference_bytes = FLOAT32 if config.rlhf.sync_ref_model else compute_bytes
@@ -110,7 +110,7 @@ class StageMemory:
         return sum(parts)
 
 
-def estimate(shape: ModelShape, layout: Layout, work: Work, traits: Traits = Traits()) -> tuple[StageMemory, ...]:  # noqa: B008
+def estimate(shape: ModelShape, layout: Layout, work: Work, traits: Traits = PLAIN) -> tuple[StageMemory, ...]:
     """The memory of a device of every pipeline stage. The layout fits the model and the work."""
     return tuple(_stage(shape, layout, work, traits, stage) for stage in range(layout.pipeline_stage))
 

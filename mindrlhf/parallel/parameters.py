@@ -17,10 +17,10 @@ FLOAT32 = 4
 class Traits:
     """What a family adds to the sizes of a model.
 
-    qkv_bias: biases on queries, keys and values. qk_norm: a norm on queries and on keys. fused: built on GPTModel, where
-    q, k and v are one tensor, gate and up another, and embedding and head are divided over model_parallel whatever
-    vocab_emb_dp says. alibi: attention adds a bias (R,N,S,S). normalised_head: the head's rows are divided by their
-    lengths in float32 before they are used.
+    qkv_bias: biases on queries, keys and values. qk_norm: a norm on queries and on keys. fused: built on GPTModel,
+    where q, k and v are one tensor, gate and up another, and embedding and head are divided over model_parallel
+    whatever vocab_emb_dp says. alibi: attention adds a bias (R,N,S,S). normalised_head: the head's rows are divided by
+    their lengths in float32 before they are used.
     """
 
     qkv_bias: bool = False
@@ -28,6 +28,9 @@ class Traits:
     fused: bool = False
     alibi: bool = False
     normalised_head: bool = False
+
+
+PLAIN = Traits()
 
 
 @dataclass(frozen=True)

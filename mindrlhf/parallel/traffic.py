@@ -11,7 +11,7 @@ from functools import cached_property
 
 from mindrlhf.parallel.layout import Layout, ModelShape
 from mindrlhf.parallel.memory import CHUNK, ROWS_PER_PAIR, Work, splits_sequence
-from mindrlhf.parallel.parameters import FLOAT32, Slice, Traits, stage_slices, vocabulary_parts
+from mindrlhf.parallel.parameters import FLOAT32, PLAIN, Slice, Traits, stage_slices, vocabulary_parts
 
 OPTIMIZER_PASSES = 7  # AdamW reads weight, gradient and moments, writes weight and moments
 BACKWARD = 2  # products of a backward pass to one of the forward pass
@@ -20,7 +20,7 @@ ATTENTION_BACKWARD = 2.5  # flash attention computes its products anew: 5 to 2 (
 
 @dataclass(frozen=True)
 class Profile:
-    """A device and its links; the defaults are the published peaks of an Atlas 800T A2 (Ascend 910B).
+    """A device and its links; the defaults are nominal values of an Atlas 800T A2 (Ascend 910B), measured on none.
 
     flops: of 16-bit products a second. efficiency: the share of them that training reaches. memory_bandwidth,
     node_bandwidth, network_bandwidth: bytes a second of a device's memory, and one way to the others of its node (HCCS)
@@ -37,6 +37,9 @@ class Profile:
     link_efficiency: float = 0.7
     latency: float = 20e-6
     hidden: float = 0.5
+
+
+ATLAS_A2 = Profile()
 
 
 @dataclass(frozen=True)
@@ -127,17 +130,15 @@ def step_time(
     shape: ModelShape,
     layout: Layout,
     work: Work,
-    traits: Traits = Traits(),  # noqa: B008
-    profile: Profile = Profile(),  # noqa: B008
+    traits: Traits = PLAIN,
+    profile: Profile = ATLAS_A2,
 ) -> StepTime:
     """The time of a step. The layout fits the model and the work.
 
     The slowest stage sets the pace of a pipeline, which idles (pp - 1) / (m + pp - 1) of its time with m micro-batches
     (Narayanan et al., arXiv 2104.04473, section 2.2).
     """
-    stages = tuple(
-        _Stage(shape, layout, work, traits, profile, stage).time() for stage in range(layout.pipeline_stage)
-    )
+    stages = tuple(_Stage(shape, layout, work, traits, profile, stage).time() for stage in range(layout.pipeline_stage))
     parts = work.passes(layout) if layout.pipeline_stage > 1 else 1
     fill = (parts + layout.pipeline_stage - 1) / parts
     paced = fill * max(stage.computing + stage.waiting for stage in stages)
@@ -210,8 +211,8 @@ class _Stage:
         queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
         mlp = 3 * shape.hidden * shape.intermediate * (shape.experts_per_token or 1)
         weights = 2 * (2 * shape.hidden * (queries + keys) + mlp + shape.hidden * shape.experts)
-        attention = 4 * work.seq_length * queries
-        matrices, attention = (self.layers * tokens * each / mp for each in (weights, attention))
+        matrices = self.layers * tokens * weights / mp
+        attention = self.layers * tokens * 4 * work.seq_length * queries / mp
         useful = matrices * (1 + BACKWARD) + attention * (1 + ATTENTION_BACKWARD)
         done = useful + (work.recompute + (work.reference_bytes > 0)) * (matrices + attention)
         if self.is_last:

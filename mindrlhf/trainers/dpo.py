@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 import numpy as np
-from mindspore import Tensor
+from mindspore import Parameter, Tensor
 
 from mindrlhf.cells.preference import AUX_LOSS, SUMS
 from mindrlhf.checkpoint import store
@@ -66,7 +66,8 @@ class DPOTrainer:
         require_writable(config.output_dir)
         layout.check_model(family.shape(self.source.hf_config), self.shape.length)
         self.cell = build_preference_cell(family, model_config, self.loss, layout.of_model, config.data.layout)
-        fingerprint = first_weights(self.source, named(self.cell), device, layout)
+        self.parameters = named(self.cell)
+        fingerprint = first_weights(self.source, self.parameters, device, layout)
         self.reference = self._online_reference(model_config["vocab_size"])
         if self.reference:
             self.checks_first_step = self.reference.fingerprint == fingerprint
@@ -87,7 +88,9 @@ class DPOTrainer:
         run, inputs = (self.step, (True, *rows)) if training else (self.cell, rows)
         file = strategy_path(Path(config.output_dir) / "strategy", device.rank)
         boxes = compiled_slices(run, inputs, file, device.rank, self.layout)
-        load_slices(self.source, named(self.cell), boxes, device.rank, device.world)
+        # Those of another stage of the pipeline are empty here.
+        self.parameters = {name: parameter for name, parameter in self.parameters.items() if name in boxes}
+        load_slices(self.source, self.parameters, boxes, device.rank, device.world)
         if self.reference:
             self.reference.lay_out(rows, file.with_name(f".reference_{device.rank}"), device, self.layout)
 
@@ -222,10 +225,13 @@ class DPOTrainer:
         places[self.device.rank] = mine
         return self.device.all_sum(places).reshape(-1, mine.shape[1])
 
+    def _trained(self) -> dict[str, Parameter]:
+        """The parameters that this rank holds, with their moments, and the count of updates."""
+        return {**self.parameters, **optimizer_state(self.optimizer, self.parameters)}
+
     def state(self) -> dict[str, np.ndarray]:
         """Weights, moments, the optimizer's step, the tokens seen, and a reference that follows the policy."""
-        arrays = {parameter.name: parameter.asnumpy() for parameter in self.cell.get_parameters()}
-        arrays.update({name: state.asnumpy() for name, state in optimizer_state(self.optimizer).items()})
+        arrays = {name: value.asnumpy() for name, value in self._trained().items()}
         if self.reference and self.config.rlhf.sync_ref_model:
             arrays.update(self.reference.state())
         return {**arrays, "tokens_seen": np.asarray([self.tokens_seen], np.int64)}
@@ -237,9 +243,8 @@ class DPOTrainer:
         if self.reference and self.config.rlhf.sync_ref_model:
             names = [name for name in arrays if name.startswith(PREFIX)]
             self.reference.restore({name: arrays.pop(name) for name in names})
-        parameters = {parameter.name: parameter for parameter in self.cell.get_parameters()}
         store.load_parameters(
-            {**parameters, **optimizer_state(self.optimizer)},
+            self._trained(),
             arrays,
             "the checkpoint to resume from",
             sliced=self.layout.semi_auto,
@@ -267,7 +272,7 @@ class DPOTrainer:
     def save(self, folder: Path, step: int) -> Path:
         """Weights after `step` updates, strategy, config, tokenizer files under `folder`; its checkpoint_network."""
         device = self.device
-        arrays = {parameter.name: parameter.asnumpy() for parameter in self.cell.get_parameters()}
+        arrays = {name: parameter.asnumpy() for name, parameter in self.parameters.items()}
         network = store.write_network(
             folder,
             arrays,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -56,7 +57,9 @@ def build_optimizer(cell: nn.Cell, settings: Optimizer, rates: np.ndarray) -> nn
     return AdamW(groups, learning_rate=Tensor(rates.astype(np.float32)), betas=tuple(settings.betas), eps=settings.eps)
 
 
-def optimizer_state(optimizer: nn.Optimizer) -> dict[str, Parameter]:
-    """The moments under their own names (adam_m.<parameter>, adam_v.<parameter>) and the count of updates."""
-    moments = {state.name: state for state in (*optimizer.exp_avg, *optimizer.exp_avg_sq)}
+def optimizer_state(optimizer: nn.Optimizer, of: Container[str]) -> dict[str, Parameter]:
+    """The moments of the parameters named in `of`, under their own names (adam_m.<parameter>, adam_v.<parameter>), and
+    the count of updates."""
+    every = (*optimizer.exp_avg, *optimizer.exp_avg_sq)
+    moments = {state.name: state for state in every if state.name.partition(".")[2] in of}
     return {**moments, "global_step": optimizer.global_step}

@@ -226,7 +226,7 @@ CHECKPOINTS: dict[str, Mistake] = {
     "a config.json without a size": model_config(hidden_size=None),
     "a rank that is missing": spoilt(lambda shop: shop.remove("trained/checkpoint_network/rank_1"), joining()),
     "ranks of different saves": spoilt(
-        lambda shop: shop.flip("trained/checkpoint_network/rank_1/checkpoint_0.safetensors"), joining()
+        lambda shop: shop.flip_last("trained/checkpoint_network/rank_1/checkpoint_0.safetensors"), joining()
     ),
     "no strategy": spoilt(lambda shop: shop.remove("trained/strategy"), joining()),
     "a merge onto its own source": plain(joining("--dst_checkpoint", "trained")),

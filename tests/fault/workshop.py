@@ -84,6 +84,12 @@ class Workshop:
         content[len(content) // 2] ^= 1
         self.write(name, bytes(content))
 
+    def flip_last(self, name: str) -> None:
+        """Flip one bit of the last byte of a file."""
+        content = bytearray(self.read(name))
+        content[-1] ^= 1
+        self.write(name, bytes(content))
+
     def cut(self, name: str) -> None:
         """Keep the first half of a file."""
         self.write(name, self.read(name)[: len(self.read(name)) // 2])

@@ -12,12 +12,13 @@ from mindformers.parallel_core.training_graph.transformer.moe.ffn import FFNGrou
 from mindspore import nn, ops
 
 from mindrlhf.models.mcore_backbone import McoreBackbone
+from mindrlhf.parallel.layout import Layout
 
 
 class DividedMask(nn.Cell):
     """As AdditiveMask."""
 
-    def __init__(self, layout) -> None:
+    def __init__(self, layout: Layout) -> None:
         super().__init__()
         rows = layout.rows(4)
         self.cast = ops.Cast().shard((rows,))
@@ -30,7 +31,7 @@ class DividedMask(nn.Cell):
 class DividedAttention(nn.Cell):
     """As PlainAttention."""
 
-    def __init__(self, layout, scale: float) -> None:
+    def __init__(self, layout: Layout, scale: float) -> None:
         super().__init__()
         dp, mp = layout.data_parallel, layout.model_parallel
         heads, rows = (dp, mp, 1, 1), layout.rows(4)
@@ -57,11 +58,15 @@ class DividedAttention(nn.Cell):
         return self.from_heads(mixed, (2, 0, 1, 3)).reshape(length, rows, -1)
 
 
+def divide_functions() -> None:
+    """Put in place what MindFormers' cells hand to a Morph while they are made."""
+    VocabParallelEmbedding.embedding_func = embedding_func
+    FFNGroupedGEMM.forward_func = forward_func
+
+
 def embedding_func(self, input_, weight):
     """VocabParallelEmbedding's, by operators that the CPU has: in the same Morph, with the same AllReduce."""
-    rows, length = input_.shape
-    ids = input_.reshape(-1)
-    places = ids
+    places = ids = input_.reshape(-1)
     if self.enable_embedding_tp:
         ids = ids - self.vocab_start_index
         places = ops.minimum(ops.relu(ids), self.parallel_num_embeddings)
@@ -69,7 +74,7 @@ def embedding_func(self, input_, weight):
     if self.enable_embedding_tp:
         mine = ops.equal(ids, places).astype(found.dtype)
         found = ops.mul(found, mine.expand_dims(-1))
-    found = found.reshape(rows, -1, weight.shape[1])
+    found = found.reshape(input_.shape[0], -1, weight.shape[1])
     if self.enable_embedding_tp:
         found = ops.AllReduce(group=self.group)(found)
     return found
@@ -89,7 +94,7 @@ def forward_func(self, tokens, probs, routing_map, w1, w2, num_tokens_per_expert
 class DividedTopK(nn.Cell):
     """As PlainTopK."""
 
-    def __init__(self, layout) -> None:
+    def __init__(self, layout: Layout) -> None:
         super().__init__()
         self.largest = ops.TopK().shard(((layout.world, 1, 1),))
 
@@ -97,7 +102,7 @@ class DividedTopK(nn.Cell):
         return self.largest(values, k)
 
 
-def divide_operators(backbone: nn.Cell, layout) -> None:
+def divide_operators(backbone: nn.Cell, layout: Layout) -> None:
     """Put them into a backbone whose layers have the plain ones."""
     if isinstance(backbone, McoreBackbone):
         backbone.embedding.word_embeddings.__class__ = VocabParallelEmbedding

@@ -18,7 +18,6 @@ from convert_folders import (
 
 from mindrlhf.checkpoint.find import find_weights
 from mindrlhf.checkpoint.store import read_weights, save_weights
-from mindrlhf.commands import convert as command
 from mindrlhf.models import families
 from mindrlhf.runtime import files
 from mindrlhf.runtime.files import write_json
@@ -124,7 +123,7 @@ def test_quantised_weights_are_refused_by_name(tmp_path: Path, capsys: Any) -> N
 
 def test_a_disk_that_is_too_small_is_said_before_the_work(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     source = hf_folder(tmp_path / "hf")
-    monkeypatch.setattr(command.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
     said = refused(capsys, "--input_path", source, "--output_path", tmp_path / "o.ckpt")
     assert "o.ckpt needs 0.0 GiB, and its disk has 0.0 free; make room" in said
 

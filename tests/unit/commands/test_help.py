@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mindrlhf.commands import convert, make_pairs, make_tiny, preprocess, quickstart, train, transform
+from mindrlhf.commands import convert, make_pairs, make_tiny, plan, preprocess, quickstart, train, transform
 from mindrlhf.commands.flags import Parser
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -21,6 +21,7 @@ PARSERS = {
     "tools/dpo_preprocess.py": preprocess.parser,
     "tools/make_preference_data.py": make_pairs.parser,
     "tools/make_tiny_model.py": make_tiny.parser,
+    "tools/plan_layout.py": plan.parser,
     "tools/quickstart.py": quickstart.parser,
     "tools/transform_checkpoint.py": transform.parser,
 }

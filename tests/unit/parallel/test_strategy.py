@@ -11,9 +11,12 @@ from mindrlhf.checkpoint.store import find_weights, read_weights, save_weights
 from mindrlhf.parallel.strategy import (
     TensorLayout,
     is_whole,
+    read_strategies,
     read_strategy,
     strategy_path,
     strategy_ranks,
+    write_layouts,
+    write_stages,
     write_strategy,
 )
 from mindrlhf.runtime.errors import CorruptCheckpoint, UserError
@@ -98,6 +101,72 @@ def test_a_cut_or_flipped_file_is_never_taken_for_the_original(tmp_path: Path) -
         # Some flips change only what nobody reads; none may end in another error.
         with contextlib.suppress(CorruptCheckpoint):
             read_strategy(path)
+
+
+def test_any_layout_that_is_written_is_read(tmp_path: Path) -> None:
+    layouts = {
+        "column": TensorLayout((2, 4), ((0,), ())),
+        "row": TensorLayout((2, 4), ((), (0,)), 0, 4, -1),
+        "both": TensorLayout((2, 4), ((1, 0), ()), 0, 0, 0),
+        "one axis": TensorLayout((2, 4), ((1, 0),)),
+        "scalar": TensorLayout((2, 4), ()),
+    }
+    write_layouts(strategy_path(tmp_path, 0), layouts)
+    assert read_strategy(strategy_path(tmp_path, 0)) == layouts
+
+
+def test_the_files_of_a_run_are_read_as_its_stages(tmp_path: Path) -> None:
+    first = {"embedding": TensorLayout((2, 2), ((0,), ())), "adam_m.head": TensorLayout((2, 2), ((0,), ()))}
+    last = {"head": TensorLayout((2, 2), ((0,), ())), "adam_m.adam": TensorLayout((2, 2), ((), ()))}
+    write_stages(tmp_path, [first, last])
+    strategy = read_strategies(tmp_path)
+    assert (strategy.world, strategy.size, strategy.stages) == (8, 4, (first, last))
+    assert [strategy.stage_of(rank) for rank in (0, 3, 4, 7)] == [first, first, last, last]
+    assert strategy.states == {"adam_m.head"}
+    assert not strategy.whole
+
+
+def test_the_order_of_items_does_not_count(tmp_path: Path) -> None:
+    from mindspore.train.node_strategy_pb2 import ParallelStrategyMap
+
+    layouts = {name: TensorLayout((2,), ((0,),)) for name in ("a", "b", "c")}
+    write_stages(tmp_path, [layouts])
+    proto = ParallelStrategyMap.FromString(strategy_path(tmp_path, 1).read_bytes())
+    items = list(proto.parallel_layout_item)
+    del proto.parallel_layout_item[:]
+    proto.parallel_layout_item.extend(reversed(items))
+    strategy_path(tmp_path, 1).write_bytes(proto.SerializeToString())
+    assert read_strategies(tmp_path).stages == (layouts,)
+
+
+def test_one_file_stands_for_all_ranks_of_a_single_stage(tmp_path: Path) -> None:
+    layouts = {"a": TensorLayout((4,), ((0,),))}
+    write_layouts(tmp_path / "any.ckpt", layouts)
+    strategy = read_strategies(tmp_path / "any.ckpt")
+    assert (strategy.world, strategy.stages) == (4, (layouts,))
+
+
+@pytest.mark.parametrize(
+    ("layout", "sentence"),
+    [
+        (TensorLayout((2, 2), ((2,),)), "is damaged: a has the layout"),
+        (TensorLayout((2, 2), ((0,), (0,))), "is damaged: a has the layout"),
+        (TensorLayout((2, 2), ((0,),), 0, 1, 4), "is damaged: a has the layout"),
+        (TensorLayout((2, 2), ((),), 3), "splits a by fields of a table"),
+    ],
+)
+def test_a_layout_that_cannot_be_is_refused(tmp_path: Path, layout: TensorLayout, sentence: str) -> None:
+    from mindspore.train.node_strategy_pb2 import ParallelStrategyMap
+
+    write_layouts(tmp_path / "x.ckpt", {"a": TensorLayout((2, 2), ((),) * len(layout.tensor_map))})
+    proto = ParallelStrategyMap.FromString((tmp_path / "x.ckpt").read_bytes())
+    found = proto.parallel_layout_item[0].parallel_layouts
+    found.tensor_map[0].dim[:] = [axes[0] if axes else -1 for axes in layout.tensor_map]
+    found.field, found.opt_weight_shard_step = layout.field, layout.opt_weight_shard_step
+    found.opt_weight_shard_size = layout.opt_weight_shard_size
+    (tmp_path / "x.ckpt").write_bytes(proto.SerializeToString())
+    with pytest.raises(UserError, match=sentence):
+        read_strategies(tmp_path / "x.ckpt")
 
 
 @pytest.mark.parametrize("output_format", ["safetensors", "ckpt"])

@@ -74,7 +74,9 @@ def test_the_order_of_parameters_is_the_cells(cpu: object) -> None:
 
 
 def test_the_state_is_named_by_parameter(cpu: object) -> None:
-    state = optimizer_state(build_optimizer(Weights(), Optimizer(), RATES))
+    cell = Weights()
+    names = [parameter.name for parameter in cell.get_parameters()]
+    state = optimizer_state(build_optimizer(cell, Optimizer(), RATES), names)
     moments = {f"adam_{kind}.{name}": shape for kind in "mv" for name, shape in SHAPES.items()}
     assert {name: each.shape for name, each in state.items()} == {**moments, "global_step": (1,)}
 
