@@ -82,6 +82,9 @@ def test_a_pipeline_sums_gradients_before_they_are_divided() -> None:
     # The first stage has two micro-batches on their way, of 2 pairs, 4 rows.
     layers = 2 * layer_activations(SMALL, layout, PLAIN, 4 * 50, 2)
     assert first.activations == 2 * (layers + 4 * 50**2)
+    # The last one has one; its final norm and scored states, 6 200 100 and 6 4 20 100; 80 tokens' logits, 22 of 1000
+    # bytes each; a gradient of the head in 16 bits.
+    assert last.activations == layers + 4 * 50**2 + 120_000 + 48_000 + 80 * 22_000 + 200_000
 
 
 def test_recomputed_layers_keep_their_input() -> None:
@@ -96,6 +99,16 @@ def test_the_bias_of_alibi_counts() -> None:
     """b R N S^2 = 2 16 10 50^2, over model_parallel."""
     (without,), (with_bias,) = (estimate(SMALL, Layout(), WORK, Traits(alibi=flag)) for flag in (False, True))
     assert with_bias.activations - without.activations == 2 * 16 * 10 * 50**2
+
+
+def test_a_normalised_head_is_there_in_both_precisions() -> None:
+    """Beside its 16 bits 1000 100 in float32, once more where it was gathered."""
+    for shard, times in ((False, 1), (True, 2)):
+        layout = Layout(2, optimizer_shard=shard)
+        (plain,), (normalised,) = (
+            estimate(SMALL, layout, WORK, Traits(normalised_head=flag)) for flag in (False, True)
+        )
+        assert normalised.copies - plain.copies == times * 4 * 100_000
 
 
 def test_chunks_are_those_of_the_cells() -> None:

@@ -60,6 +60,23 @@ def test_sharded_weights_are_gathered_in_16_bits_and_their_gradients_scattered_i
     ]
 
 
+def test_recomputed_layers_gather_their_weights_twice() -> None:
+    layout = Layout(2, optimizer_shard=True)
+    once, twice = (of_step(layout, work=replace(WORK, recompute=flag))[0] for flag in (False, True))
+    gathered = ("AllGather", "weights", 2, 1)
+    assert twice.pop(gathered) - once.pop(gathered) == 2 * 4 * 90_000
+    assert twice == once
+
+
+def test_scored_tokens_meet_a_divided_vocabulary_in_chunks() -> None:
+    """16 rows: 32 tokens of each at once, so that 100 are 4 chunks, each with 8 sums; a layer has 4, and 2 beside."""
+    for scored, chunks in ((20, 1), (32, 1), (100, 4)):
+        layout, work = Layout(1, 5, vocab_emb_dp=False), replace(WORK, seq_length=100, scored=scored)
+        (stage,) = step_time(SMALL, layout, work).stages
+        counts = [item.count for item in stage.collectives if item.what == "tensors"]
+        assert sum(counts) == 16 + 2 + 8 * chunks
+
+
 def test_model_parallel_sums_hidden_states_four_times_a_layer() -> None:
     """And k, v, q, the output and the MLP are divided; 9 norms, embedding and head are everyone's."""
     found = {
