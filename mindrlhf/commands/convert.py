@@ -147,7 +147,7 @@ def convert(
     from mindrlhf.checkpoint.tensors import Tensors
     from mindrlhf.commands.conversion import check, constants, move, plan, specs_of
     from mindrlhf.models import BuildOptions
-    from mindrlhf.trainers.policy import read_json_object
+    from mindrlhf.trainers.architecture import read_json_object
 
     output = Path(target)
     weights = source if isinstance(source, Weights) else find_weights(source)

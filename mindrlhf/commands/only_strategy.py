@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import resource
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from mindrlhf.runtime.logging import log
 
 if TYPE_CHECKING:
     from mindrlhf.parallel.dry_run import Stage
+    from mindrlhf.parallel.memory import StageMemory, Work
 
 RECORD = "dry_run.json"
 _RANKS = re.compile(r"(\d+)(?:-(\d+))?")
@@ -76,8 +78,8 @@ def _chosen(words: str | None, world: int) -> list[int]:
 def _on_devices(config: Config) -> None:
     from mindrlhf.parallel.context import recorded_strategy
     from mindrlhf.parallel.strategy import strategy_path, write_strategy
+    from mindrlhf.trainers.architecture import find_architecture
     from mindrlhf.trainers.graph import training_graph
-    from mindrlhf.trainers.policy import find_architecture
     from mindrlhf.trainers.setup import setup_training
 
     device, layout = setup_training(config)
@@ -95,14 +97,16 @@ def _on_devices(config: Config) -> None:
 
 def _pretend(config: Config, layout: Layout, ranks: Sequence[int]) -> None:
     from mindrlhf.parallel.dry_run import dry_run
+    from mindrlhf.parallel.memory import estimate
     from mindrlhf.parallel.strategy import strategy_path, strategy_ranks
     from mindrlhf.runtime.device import Device
     from mindrlhf.runtime.files import require_writable, write_json
+    from mindrlhf.trainers.architecture import find_architecture
     from mindrlhf.trainers.graph import row_length_of, training_graph
-    from mindrlhf.trainers.policy import find_architecture
 
     found = find_architecture(config)
-    layout.check_model(found.family.shape(found.hf_config), row_length_of(config))
+    shape, traits = found.family.shape(found.hf_config), found.family.traits(found.hf_config)
+    layout.check_model(shape, row_length_of(config))
     folder = Path(config.output_dir) / "strategy"
     require_writable(config.output_dir)
     log(f"{layout.world} workers: {layout}; compiling for Ascend, nothing is computed")
@@ -115,34 +119,53 @@ def _pretend(config: Config, layout: Layout, ranks: Sequence[int]) -> None:
     for rank in strategy_ranks(folder):
         if rank >= layout.world:
             strategy_path(folder, rank).unlink()
+    works = _works(config)
+    records = []
     for stage in stages:
-        log("\n".join(report(stage)))
-    write_json(Path(config.output_dir) / RECORD, {"world": layout.world, "stages": list(map(record, stages))})
+        number = stage.ranks[0] // len(stage.ranks)
+        with_and_without = [estimate(shape, layout, work, traits)[number] for work in works]
+        log("\n".join(report(stage, *with_and_without)))
+        records.append(record(stage, *with_and_without))
+    write_json(Path(config.output_dir) / RECORD, {"world": layout.world, "stages": records})
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     log(f"strategy of {len(ranks)} rank(s): {folder}  (peak memory of this process {peak:.1f} GB)")
 
 
-def report(stage: Stage) -> list[str]:
-    """What a stage costs each of its ranks, in lines."""
+def _works(config: Config) -> list[Work]:
+    """The work of a step, every activation being kept, and layers being computed anew."""
+    from mindrlhf.parallel.memory import Work
+    from mindrlhf.trainers.graph import row_length_of
+
+    work = Work.of(config, row_length_of(config))
+    return [replace(work, recompute=recompute) for recompute in (False, True)]
+
+
+def report(stage: Stage, kept: StageMemory, recomputed: StageMemory) -> list[str]:
+    """What a stage costs each of its ranks, in lines; estimates of its memory without and with recomputation."""
     from mindrlhf.parallel.collectives import summary
 
     sizes = stage.sizes
     lines = [
         f"stage of ranks {stage.ranks[0]}-{stage.ranks[-1]}, compiled in {stage.seconds:.0f} s",
         f"  parameters per rank  {sizes.local / 1e9:.3f} of {sizes.full / 1e9:.3f} billion",
-        f"  memory per rank      weights {_gb(sizes.weights)}, gradients {_gb(sizes.gradients)}, "
-        f"optimizer {_gb(sizes.states)}",
-        "  collectives of a step",
+        f"  memory per rank      weights {_size(sizes.weights)}, gradients {_size(sizes.gradients)}, "
+        f"optimizer {_size(sizes.states)}",
+        f"  and as estimated     activations {_size(kept.activations)}, with train.recompute "
+        f"{_size(recomputed.activations)}; weights gathered or in 16 bits {_size(kept.copies)}, with train.recompute "
+        f"{_size(recomputed.copies)}{_reference(kept)}",
+        "  collectives of a step (what train.recompute repeats is counted once)",
     ]
     for kind, size, count, nbytes in summary(stage.collectives):
-        lines.append(f"    {kind:<14} over {size:>4}  {count:>5} x  {_gb(nbytes)}")
+        lines.append(f"    {kind:<14} over {size:>4}  {count:>5} x  {_size(nbytes)}")
     return lines
 
 
-def record(stage: Stage) -> dict[str, object]:
-    """The same for machines."""
-    from dataclasses import asdict
+def _reference(memory: StageMemory) -> str:
+    return f"; the online reference {_size(memory.reference)}" if memory.reference else ""
 
+
+def record(stage: Stage, kept: StageMemory, recomputed: StageMemory) -> dict[str, object]:
+    """The same for machines."""
     from mindrlhf.parallel.collectives import summary
 
     names = ("kind", "group", "count", "bytes")
@@ -150,9 +173,11 @@ def record(stage: Stage) -> dict[str, object]:
         "ranks": [stage.ranks[0], stage.ranks[-1]],
         "seconds": stage.seconds,
         **asdict(stage.sizes),
+        "estimate": asdict(kept),
+        "estimate_with_recompute": asdict(recomputed),
         "collectives": [dict(zip(names, row)) for row in summary(stage.collectives)],
     }
 
 
-def _gb(nbytes: float) -> str:
-    return f"{nbytes / 2**30:.2f} GB"
+def _size(nbytes: float) -> str:
+    return f"{nbytes / 2**30:.2f} GiB" if nbytes >= 2**29 else f"{nbytes / 2**20:.2f} MiB"

@@ -6,14 +6,12 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from mindrlhf.commands.flags import OVERRIDES, Parser, boolean, command, parse, read_config
 from mindrlhf.commands.plan_report import GB, as_json, lines_of, options_of
 from mindrlhf.config.schema import Config
-from mindrlhf.models import ModelFamily, chosen_family, families, family_of
-from mindrlhf.models.baichuan2 import BAICHUAN2, has_alibi
+from mindrlhf.models import ModelFamily
 from mindrlhf.parallel.layout import Layout, ModelShape
 from mindrlhf.parallel.memory import Work
 from mindrlhf.parallel.parameters import Traits
@@ -21,6 +19,7 @@ from mindrlhf.parallel.search import Found, plan_of, search
 from mindrlhf.parallel.traffic import Profile
 from mindrlhf.runtime.errors import UserError
 from mindrlhf.runtime.logging import quiet
+from mindrlhf.trainers.architecture import find_architecture
 
 LONGER_THAN = 256  # tokens of rows that are not halved further to find out what would fit
 
@@ -124,12 +123,12 @@ class Question:
 
         if config.data.seq_len is None:
             raise UserError("data.seq_len is null, and rows have no length; set it, as in data.seq_len=4097")
-        family, hf_config = architecture(config)
+        family, hf_config = find_architecture(config)
         return cls(
             family=family.name,
             parameters=count_parameters(family, hf_config),
             shape=family.shape(hf_config),
-            traits=traits_of(family, hf_config),
+            traits=family.traits(hf_config),
             work=Work.of(config, row_length(config.data.seq_len)),
             world=world,
             memory=memory,
@@ -172,49 +171,6 @@ class Question:
             changed["with rlhf.reference=record"] = replace(self, work=replace(work, reference_bytes=0))
         needs = {what: replace(other, memory=0.0).answer().too_large for what, other in changed.items()}
         return [(what, plans[0].worst.total / GB) for what, plans in needs.items() if plans]
-
-
-def architecture(config: Config) -> tuple[ModelFamily, dict[str, Any]]:
-    """The family and the config of what `model` of a run names, whose weights need not be there."""
-    folder = Path(config.model.load_checkpoint or ".")
-    path = folder / "config.json"
-    published = _read_object(path) if config.model.load_checkpoint and path.is_file() else {}
-    hf_config = {**published, **config.model.config}
-    if not hf_config:
-        raise UserError(
-            "the yaml has no model.config, and no config.json was found; name one with model.load_checkpoint"
-        )
-    name = config.model.family
-    if name != "auto" and name not in families():
-        from mindrlhf.trainers.registry import family_of_arch
-
-        name = family_of_arch(name)
-    if name == "auto":
-        return family_of(hf_config, str(path)), hf_config
-    return chosen_family(name, hf_config, str(path), f"model.family={name}"), hf_config
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({error}); copy it anew from where the model came") from None
-    if not isinstance(found, Mapping):
-        raise UserError(f"{path} is not a JSON object; copy it anew from where the model came")
-    return dict(found)
-
-
-def traits_of(family: ModelFamily, hf_config: Mapping[str, Any]) -> Traits:
-    """What a family adds to a model's sizes, told by the names of its tensors; and Baichuan2's own."""
-    names = [name for group in family.tensors(hf_config) for name in (*group.hf, *group.ms)]
-    baichuan2 = family is BAICHUAN2
-    return Traits(
-        qkv_bias=any(name.endswith(".bias") for name in names),
-        qk_norm=any(name.endswith(".q_norm.weight") for name in names),
-        fused=any(name.endswith(".linear_qkv.weight") for name in names),
-        alibi=baichuan2 and has_alibi(hf_config),
-        normalised_head=baichuan2,
-    )
 
 
 def count_parameters(family: ModelFamily, hf_config: Mapping[str, Any]) -> int:

@@ -132,7 +132,7 @@ def _encode(tokenizer: ChatTokenizer, question: str) -> list[int]:
 
 def stop_tokens(source: Source, tokenizer: ChatTokenizer) -> set[int]:
     """Where an answer ends: eos_token_id of generation_config.json, else of config.json, and the tokenizer's EOS."""
-    from mindrlhf.trainers.policy import read_json_object
+    from mindrlhf.trainers.architecture import read_json_object
 
     generation = read_json_object(source.weights.folder / "generation_config.json")
     named = generation.get("eos_token_id", source.hf_config.get("eos_token_id"))

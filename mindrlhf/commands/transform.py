@@ -171,7 +171,7 @@ def require_model(source: RankSlices, beside: Path) -> None:
 def _model_beside(folder: Path) -> tuple[ModelFamily, Mapping[str, Any]] | None:
     """The family and the config of the model whose config.json lies there, None where it is none that we know."""
     from mindrlhf.models import family_of
-    from mindrlhf.trainers.policy import read_json_object
+    from mindrlhf.trainers.architecture import read_json_object
 
     file = folder / "config.json"
     hf_config = read_json_object(file)

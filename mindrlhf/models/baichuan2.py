@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from mindrlhf.models.family import BuildOptions, register
 from mindrlhf.models.hf_config import need
 from mindrlhf.models.hf_weights import Group
 from mindrlhf.models.llama import LlamaFamily
+from mindrlhf.parallel.parameters import Traits
 from mindrlhf.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -56,6 +58,10 @@ class Baichuan2Family(LlamaFamily):
                 f"training data.seq_len"
             )
         return {**super().from_hf_config(hf_config, options), "alibi": alibi}
+
+    def traits(self, hf_config: Mapping[str, Any]) -> Traits:
+        """See ModelFamily."""
+        return replace(super().traits(hf_config), alibi=has_alibi(hf_config), normalised_head=True)
 
     def build(self, config: Any) -> nn.Cell:
         """LlamaForCausalLM; of the 13B with attention that adds the bias of ALiBi and rotates nothing."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Callable, ClassVar
 from mindrlhf.models.hf_config import need, whole
 from mindrlhf.models.hf_weights import Group, are_ms, faults, to_hf, to_ms
 from mindrlhf.parallel.layout import ONE_WORKER, Layout, ModelShape
+from mindrlhf.parallel.parameters import Traits
 from mindrlhf.runtime.errors import IncompleteCheckpoint, Shapes, UserError
 
 if TYPE_CHECKING:
@@ -103,6 +104,15 @@ class ModelFamily(ABC):
             intermediate=need(hf_config, "intermediate_size"),
             vocab=need(hf_config, "vocab_size"),
             tied=is_tied(hf_config),
+        )
+
+    def traits(self, hf_config: Mapping[str, Any]) -> Traits:
+        """What it adds to these sizes, told by the names of its tensors."""
+        names = [name for group in self.tensors(hf_config) for name in (*group.hf, *group.ms)]
+        return Traits(
+            qkv_bias=any(name.endswith(".bias") for name in names),
+            qk_norm=any(name.endswith(".q_norm.weight") for name in names),
+            fused=any(name.endswith(".linear_qkv.weight") for name in names),
         )
 
     def constants(self, hf_config: Mapping[str, Any]) -> Arrays:

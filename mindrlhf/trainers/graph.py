@@ -12,8 +12,9 @@ from mindrlhf.parallel.dry_run import Graph
 from mindrlhf.parallel.layout import Layout
 from mindrlhf.runtime.device import Device
 from mindrlhf.runtime.errors import UserError
+from mindrlhf.trainers.architecture import Architecture
 from mindrlhf.trainers.optimizer import build_optimizer
-from mindrlhf.trainers.policy import Architecture, build_options, check_routing
+from mindrlhf.trainers.policy import build_options, check_routing
 from mindrlhf.trainers.registry import build_preference_cell, loss_settings
 
 

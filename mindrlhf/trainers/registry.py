@@ -18,19 +18,9 @@ from mindrlhf.models import ModelFamily, families
 from mindrlhf.parallel.layout import ONE_WORKER, Layout
 from mindrlhf.runtime.errors import UserError
 from mindrlhf.runtime.logging import log
+from mindrlhf.trainers.architecture import HISTORICAL, arch_name
 
-# Names under which earlier yaml files knew a family; their beta belonged to the length-normalised loss.
-HISTORICAL = {"Qwen7BDPO": "qwen2", "Qwen2_5_7BDPO": "qwen2", "Glm4DPO": "glm4", "Baichuan13BDPO": "baichuan2"}
 HISTORICAL_LOSS, HISTORICAL_BETA = "sigmoid_norm", 1.0
-# MindFormers' own classes; of several families on one class config.json tells which it is.
-BACKBONES = {
-    "LlamaForCausalLM": "auto",
-    "ChatGLM2ForConditionalGeneration": "glm4",
-    "Qwen3ForCausalLM": "qwen3",
-    "Qwen3MoeForCausalLM": "qwen3_moe",
-}
-
-
 # Names of `rlhf` that are parameters of losses, and those that act on every loss built on log-ratios.
 PARAMETERS = ("beta", "label_smoothing", "simpo_gamma", "cpo_alpha", "discopop_tau")
 SHAPING = ("ld_alpha", "use_weighting", "f_divergence_type", "f_alpha_divergence_coef", "reference_free")
@@ -92,17 +82,6 @@ def _where_from(config: Config, found: Objective) -> str:
             f"online, or rlhf.reference_free=true"
         )
     return rlhf.reference
-
-
-def arch_name(family: ModelFamily) -> str:
-    """The `model.arch.type` of a family's DPO: Qwen2DPO, LlamaDPO, Glm4DPO, Qwen3MoeDPO."""
-    return "".join(word.capitalize() for word in family.name.split("_")) + "DPO"
-
-
-def family_of_arch(name: str) -> str:
-    """The family behind an arch type, ours or historical; any other name is returned as it is."""
-    ours = {arch_name(family): family.name for family in families().values()}
-    return {**ours, **HISTORICAL, **BACKBONES}.get(name, name)
 
 
 def sequence_scorer(

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import yaml
 
-from mindrlhf.commands.plan import architecture, main, traits_of
+from mindrlhf.commands.plan import main
 from mindrlhf.config.load import load_config
 from mindrlhf.models import get_family
 from mindrlhf.parallel.layout import Layout
 from mindrlhf.parallel.parameters import Traits
 from mindrlhf.runtime.errors import UserError
+from mindrlhf.trainers.architecture import find_architecture
 
 ROOT = Path(__file__).resolve().parents[3]
 QWEN2 = str(ROOT / "model_configs/qwen2/7b.yaml")
@@ -160,13 +161,13 @@ def test_shapes_come_from_a_folder_without_weights_and_the_yaml_wins(tmp_path: P
     shapes = {**get_family("qwen3").tiny_config(2048, 128, 4), "architectures": ["Qwen3ForCausalLM"]}
     (tmp_path / "config.json").write_text(json.dumps(shapes), encoding="utf-8")
     config = load_config(None, [f"model.load_checkpoint={tmp_path}", "model.config.num_hidden_layers=8"])
-    family, found = architecture(config)
+    family, found = find_architecture(config)
     assert (family.name, found["num_hidden_layers"], found["hidden_size"]) == ("qwen3", 8, 128)
     (tmp_path / "config.json").write_text("[]", encoding="utf-8")
     with pytest.raises(UserError, match="is not a JSON object"):
-        architecture(config)
+        find_architecture(config)
     with pytest.raises(UserError, match=r"no model\.config"):
-        architecture(load_config(None))
+        find_architecture(load_config(None))
 
 
 @pytest.mark.parametrize(
@@ -183,4 +184,4 @@ def test_shapes_come_from_a_folder_without_weights_and_the_yaml_wins(tmp_path: P
 )
 def test_what_a_family_adds(name: str, traits: Traits) -> None:
     config = load_config(ROOT / f"model_configs/{name}.yaml").model
-    assert traits_of(get_family(config.family), config.config) == traits
+    assert get_family(config.family).traits(config.config) == traits

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from mindrlhf.cells import scoring
-from mindrlhf.commands.plan import traits_of
 from mindrlhf.config.load import load_config
 from mindrlhf.config.schema import Config
 from mindrlhf.models import get_family
@@ -147,7 +146,7 @@ def test_the_layouts_of_published_models_fit_64_gb_when_layers_are_recomputed(pa
     parallel = config.parallel
     layout = Layout.of(parallel, int(parallel.data_parallel) * parallel.model_parallel * parallel.pipeline_stage)
     family = get_family(config.model.family)
-    shape, traits = family.shape(config.model.config), traits_of(family, config.model.config)
+    shape, traits = family.shape(config.model.config), family.traits(config.model.config)
     work = Work.of(config, -(-(config.data.seq_len - 1) // 16) * 16)
     assert worst(shape, layout, replace(work, recompute=True), traits).total < 58 * GB
     assert worst(shape, layout, replace(work, recompute=False), traits).total > 58 * GB

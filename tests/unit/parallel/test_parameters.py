@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from mindrlhf.commands.plan import traits_of
 from mindrlhf.config.load import load_config
 from mindrlhf.models import ModelFamily, get_family
 from mindrlhf.parallel.layout import Layout
@@ -46,7 +45,7 @@ def held(name: str, layout: Layout) -> list[int]:
     shape = family.shape(hf_config)
     totals = []
     for stage in range(layout.pipeline_stage):
-        layer, beside = stage_slices(shape, layout, traits_of(family, hf_config), 2, stage)
+        layer, beside = stage_slices(shape, layout, family.traits(hf_config), 2, stage)
         count = shape.layers // layout.pipeline_stage
         totals.append(count * sum(item.held for item in layer) + sum(item.held for item in beside))
     return totals
@@ -100,7 +99,7 @@ def test_the_parts_of_all_workers_make_the_model_as_often_as_it_is_held(name: st
     ranks = layout.data_parallel * layout.model_parallel
     times: dict[int, int] = {}
     for stage in range(layout.pipeline_stage):
-        layer, beside = stage_slices(shape, layout, traits_of(family, hf_config), 2, stage)
+        layer, beside = stage_slices(shape, layout, family.traits(hf_config), 2, stage)
         for slices, count in ((layer, shape.layers // layout.pipeline_stage), (beside, 1)):
             for item in slices:
                 assert item.parts * item.replicas == ranks
@@ -114,7 +113,7 @@ def test_the_parts_of_all_workers_make_the_model_as_often_as_it_is_held(name: st
 def test_rows_that_do_not_divide_are_held_whole() -> None:
     family = get_family("qwen2")
     tiny = {**family.tiny_config(2052, 128, 2), "num_key_value_heads": 4}
-    shape, traits = family.shape(tiny), traits_of(family, tiny)
+    shape, traits = family.shape(tiny), family.traits(tiny)
     _, (embedding, *_) = stage_slices(shape, Layout(8, optimizer_shard=True), traits, 2, 0)
     assert (embedding.name, embedding.shards, embedding.held) == ("embedding", 1, 2052 * 128)
     _, (embedding, *_) = stage_slices(shape, Layout(4, optimizer_shard=True), traits, 2, 0)
@@ -124,7 +123,7 @@ def test_rows_that_do_not_divide_are_held_whole() -> None:
 def test_a_tied_head_is_held_once() -> None:
     family = get_family("qwen3")
     tied = {**family.tiny_config(2048, 128, 2), "tie_word_embeddings": True}
-    traits = traits_of(family, tied)
+    traits = family.traits(tied)
     for stages in (1, 2):
         names = [
             item.name

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from mindrlhf.commands.plan import architecture, traits_of
 from mindrlhf.config.load import load_config
 from mindrlhf.data.rows import row_length
 from mindrlhf.parallel.layout import Layout
 from mindrlhf.parallel.memory import Work, estimate
 from mindrlhf.parallel.traffic import step_time
+from mindrlhf.trainers.architecture import find_architecture
 
 pytestmark = pytest.mark.slow
 
@@ -48,8 +48,8 @@ def test_slices_and_traffic_are_those_of_the_compiled_graph(
     stages = json.loads((tmp_path / "out/dry_run.json").read_text(encoding="utf-8"))["stages"]
 
     config = load_config(path, words)
-    family, hf_config = architecture(config)
-    shape, traits = family.shape(hf_config), traits_of(family, hf_config)
+    family, hf_config = find_architecture(config)
+    shape, traits = family.shape(hf_config), family.traits(hf_config)
     chosen, work = Layout.of(config.parallel, world), Work.of(config, row_length(config.data.seq_len or 0))
     step = step_time(shape, chosen, work, traits)
     assert len(stages) == chosen.pipeline_stage

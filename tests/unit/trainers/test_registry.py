@@ -12,10 +12,9 @@ from mindrlhf.cells.preference import PreferenceCell
 from mindrlhf.config.load import load_config
 from mindrlhf.models import BuildOptions, families, get_family
 from mindrlhf.runtime.errors import UserError
+from mindrlhf.trainers.architecture import arch_name, family_of_arch
 from mindrlhf.trainers.registry import (
-    arch_name,
     build_preference_cell,
-    family_of_arch,
     loss_settings,
     register_all,
 )
