@@ -147,7 +147,7 @@ def report(stage: Stage, kept: StageMemory, recomputed: StageMemory) -> list[str
     sizes = stage.sizes
     lines = [
         f"stage of ranks {stage.ranks[0]}-{stage.ranks[-1]}, compiled in {stage.seconds:.0f} s",
-        f"  parameters per rank  {sizes.local / 1e9:.3f} of {sizes.full / 1e9:.3f} billion",
+        f"  parameters per rank  {sizes.local:,} of {sizes.full:,}",
         f"  memory per rank      weights {_size(sizes.weights)}, gradients {_size(sizes.gradients)}, "
         f"optimizer {_size(sizes.states)}",
         f"  and as estimated     activations {_size(kept.activations)}, with train.recompute "

@@ -47,7 +47,10 @@ class Graph(NamedTuple):
 
 @dataclass(frozen=True)
 class Slice:
-    """A parameter and what one rank holds of it. kind: "trained", "frozen" or, of the optimizer's, "state"."""
+    """A parameter and what one rank holds of it.
+
+    kind: "trained", "frozen"; "gradient", summed over the parts of a pipeline's batch; or, of the optimizer's, "state".
+    """
 
     full: tuple[int, ...]
     local: tuple[int, ...]
@@ -85,12 +88,12 @@ class Stage:
     @property
     def sizes(self) -> Sizes:
         """What one rank holds, added up."""
-        weights = [part for part in self.parameters.values() if part.kind != "state"]
+        weights = [part for part in self.parameters.values() if part.kind in ("trained", "frozen")]
         return Sizes(
             full=sum(math.prod(part.full) for part in weights),
             local=sum(math.prod(part.local) for part in weights),
             weights=sum(part.nbytes for part in weights),
-            gradients=sum(part.nbytes for part in weights if part.kind == "trained"),
+            gradients=sum(part.nbytes for part in self.parameters.values() if part.kind in ("trained", "gradient")),
             states=sum(part.nbytes for part in self.parameters.values() if part.kind == "state"),
         )
 
@@ -224,7 +227,7 @@ def _keep(stage: Stage, written: Path, path: Path, layout: Layout) -> None:
             shutil.copyfile(written, temporary)
     else:
         # MindSpore writes none where every worker has a whole model.
-        weights = {name: part.full for name, part in stage.parameters.items() if part.kind != "state"}
+        weights = {name: part.full for name, part in stage.parameters.items() if part.kind in ("trained", "frozen")}
         write_strategy(path, weights, layout.world)
 
 
@@ -250,4 +253,6 @@ def _compile(make: Callable[[int], Graph], layout: Layout, members: range, writt
 
 
 def _kind(name: str, weights: Mapping[str, bool]) -> str:
-    return "state" if name not in weights else "trained" if weights[name] else "frozen"
+    if name in weights:
+        return "trained" if weights[name] else "frozen"
+    return "gradient" if name.startswith("accu_grads.") else "state"

@@ -22,7 +22,7 @@ from mindrlhf.runtime.errors import UserError
 from mindrlhf.runtime.files import require_writable, write_json, write_text
 from mindrlhf.runtime.logging import log
 from mindrlhf.trainers import provenance
-from mindrlhf.trainers.graph import build_step, filler
+from mindrlhf.trainers.graph import build_step, fields_of, filler
 from mindrlhf.trainers.loop import total_steps
 from mindrlhf.trainers.optimizer import build_optimizer, learning_rates, optimizer_state
 from mindrlhf.trainers.policy import build_options, check_routing, find_source
@@ -54,6 +54,11 @@ class DPOTrainer:
                 "train.micro_batch_pairs: a step of several passes is not supported with model_parallel or "
                 f"optimizer_shard; use {self.micro * self.passes}, or a smaller train.global_batch_pairs"
             )
+        if layout.pipeline_stage > 1 and (evaluated or self.loss.reference == "online"):
+            raise UserError(
+                f"parallel.pipeline_stage is {layout.pipeline_stage}, in which a model is trained alone; leave "
+                f"--eval_dataset and rlhf.reference=online out, and evaluate the merged weights with --run_mode eval"
+            )
         self.source = find_source(config)
         check_routing(config, self.source.family, layout)
         self.tokenizer = provenance.find_tokenizer(config, self.source.weights.folder, opened[0])
@@ -84,8 +89,9 @@ class DPOTrainer:
     def _lay_out(self) -> None:
         """Compile, by which every parameter becomes the slice that this rank holds, and read those slices."""
         config, device, training = self.config, self.device, self.config.run_mode == "train"
-        rows = tuple(map(Tensor, filler(config, self.shape.length, self.shape.scored)))
-        run, inputs = (self.step, (True, *rows)) if training else (self.cell, rows)
+        batch = filler(config, self.shape.length, self.shape.scored)
+        rows = tuple(map(Tensor, batch))
+        run, inputs = (self.step, (True, *fields_of(batch, self.layout))) if training else (self.cell, rows)
         file = strategy_path(Path(config.output_dir) / "strategy", device.rank)
         boxes = compiled_slices(run, inputs, file, device.rank, self.layout)
         # Those of another stage of the pipeline are empty here.
@@ -160,19 +166,27 @@ class DPOTrainer:
         """Update `step` (from 0); figures of design section 6 over the global batch, computed before the update."""
         batch = self.batches.step(step)
         for number, rows in enumerate(map(self._with_reference, batch.micro_batches), start=1):
-            sums, norm, logps = self.step(number == self.passes, *map(Tensor, rows))
+            sums, norm, logps = self.step(number == self.passes, *fields_of(rows, self.layout))
             if step == 0 and self.checks_first_step:
-                self._check_first_step(rows, logps.asnumpy())
+                self._check_first_step(rows, self._of_last_stage(logps))
         self.tokens_seen += batch.counts.tokens
         rlhf = self.config.rlhf
         if self.reference and rlhf.sync_ref_model and (step + 1) % rlhf.ref_model_sync_steps == 0:
             self.reference.follow(self.cell, rlhf.ref_model_mixup_alpha)
         return {
-            **_figures(sums.asnumpy(), batch.counts),
+            **_figures(self._of_last_stage(sums), batch.counts),
             "grad_norm": float(norm.asnumpy()),
             "learning_rate": float(self.learning_rates[step]),
             "padding_fraction": batch.padding_fraction,
         }
+
+    def _of_last_stage(self, found: Tensor) -> np.ndarray:
+        """What a step returned, on every worker: in a pipeline only the workers of the last stage have it."""
+        array = found.asnumpy()
+        if self.layout.pipeline_stage == 1:
+            return array
+        last = self.device.world - 1
+        return self.device.all_sum(array if self.device.rank == last else np.zeros_like(array))
 
     def _check_first_step(self, rows: Rows, logps: np.ndarray) -> None:
         """The reference is, by its fingerprint, what training starts from: so must be its log-probs."""

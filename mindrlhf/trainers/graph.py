@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from mindspore import Tensor, nn
 
+from mindrlhf.cells.pipeline import MicroBatches, PipelineStep
 from mindrlhf.cells.train_step import TrainStep
 from mindrlhf.config.schema import Config
 from mindrlhf.data.rows import COLLATIONS, Rows, row_length
@@ -18,10 +19,25 @@ from mindrlhf.trainers.policy import build_options, check_routing
 from mindrlhf.trainers.registry import build_preference_cell, loss_settings
 
 
-def build_step(cell: nn.Cell, optimizer: nn.Optimizer, config: Config, layout: Layout, passes: int) -> TrainStep:
-    """The step that updates `cell`, its gradients summed over the workers by us or by the parallel passes."""
+def build_step(cell: nn.Cell, optimizer: nn.Optimizer, config: Config, layout: Layout, passes: int) -> nn.Cell:
+    """The step that updates `cell`, called as step(last pass, *fields_of(rows)) -> (sums, grad_norm, logps).
+
+    Gradients are summed over the workers by us or by the parallel passes.
+    """
+    bound = config.train.max_grad_norm
+    if layout.pipeline_stage > 1:
+        return PipelineStep(MicroBatches(cell, layout.micro_batch_num), optimizer, bound, layout)
     reduce_over, split_over = (1, layout.world) if layout.semi_auto else (layout.world, 1)
-    return TrainStep(cell, optimizer, config.train.max_grad_norm, passes, reduce_over, split_over)
+    return TrainStep(cell, optimizer, bound, passes, reduce_over, split_over)
+
+
+def fields_of(rows: Rows, layout: Layout) -> tuple[Tensor, ...]:
+    """A batch as the step takes it: in a pipeline every part brings the denominators of the whole batch."""
+    if layout.pipeline_stage > 1:
+        parts = layout.micro_batch_num
+        repeated = {name: np.repeat(getattr(rows, name), parts) for name in ("num_pairs", "num_chosen_tokens")}
+        rows = rows._replace(**repeated)
+    return tuple(map(Tensor, rows))
 
 
 def filler(config: Config, length: int, scored: int) -> Rows:
@@ -44,7 +60,7 @@ def training_graph(config: Config, device: Device, layout: Layout, architecture:
     optimizer = build_optimizer(cell, config.optimizer, np.full(1, config.optimizer.learning_rate))
     step = build_step(cell, optimizer, config, layout, passes=1)
     step.set_train()
-    return Graph(step, cell, (True, *map(Tensor, filler(config, length, length))))
+    return Graph(step, cell, (True, *fields_of(filler(config, length, length), layout)))
 
 
 def row_length_of(config: Config) -> int:
