@@ -1,8 +1,8 @@
 """The preference cell in a pipeline of stages, and the step that trains it.
 
 Compiled by MindSpore's passes for the first and the last stage of every family (tests/layouts), and checked there:
-what is sent, which parameters a stage updates, by what each gradient's share of the norm is divided. Never run: there is
-no kernel that sends between stages on CPU.
+what is sent, which parameters a stage updates, by what each gradient's share of the norm is divided. Never run:
+MindSpore has no pipelines on CPU.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from __future__ import annotations
 import mindspore as ms
 import numpy as np
 from mindspore import lazy_inline, nn, ops
+from mindspore.context import ParallelMode
 
 from mindrlhf.cells.train_step import Clip
 from mindrlhf.data.rows import Rows
+from mindrlhf.parallel.layout import Layout
 
 
 def by_part(rows: Rows, parts: int) -> Rows:
@@ -50,7 +52,9 @@ class MicroBatches(nn.Cell):
 
     def __init__(self, cell: nn.Cell, parts: int) -> None:
         super().__init__(auto_prefix=False)
-        self.cell = OneGraph(cell)
+        # One worker, as tests have it, has no kernels for a graph within a graph.
+        divided = ms.get_auto_parallel_context("parallel_mode") == ParallelMode.SEMI_AUTO_PARALLEL
+        self.cell = OneGraph(cell) if divided else cell
         self.parts = parts
         # MindSpore knows a part by the slice that makes it, and its end by the addition of what it gave.
         self.slices = [ops.StridedSlice() for _ in range(parts)]
@@ -61,14 +65,15 @@ class MicroBatches(nn.Cell):
         self.one = ms.Parameter(ms.Tensor(1.0, ms.float32), name="one", requires_grad=False, parallel_optimizer=False)
 
     def construct(self, *batch):
-        total, totals, everyone = None, None, ()
+        total, totals = None, None
+        everyone: tuple = ()
         for part in range(self.parts):
-            fields = ()
+            fields: tuple = ()
             for field in batch:
                 count, whole = field.shape[0] // self.parts, field.shape[1:]
                 rest = (0,) * len(whole)
                 start, stop = (part * count, *rest), ((part + 1) * count, *whole)
-                fields += (self.slices[part](field, start, stop, (1,) * len(start)),)
+                fields += (self.slices[part](field, start, stop, (1,) * len(field.shape)),)
             loss, sums, logps, _ = self.cell(*fields[:-2], fields[-2].reshape(()), fields[-1].reshape(()))
             loss = loss * self.one
             total = loss if total is None else self.add_losses[part](total, loss)
@@ -82,12 +87,10 @@ class PipelineStep(nn.Cell):
 
     Returns (sums, grad_norm before clipping, logps): the norm, of the gradients of all stages, on every worker; the
     others on those of the last stage alone, see `MicroBatches`. What the trainer reports it must take from there.
-
-    split_over: workers of one stage, see `TrainStep`.
     """
 
     def __init__(
-        self, cell: MicroBatches, optimizer: nn.Optimizer, max_grad_norm: float | None, split_over: int
+        self, cell: MicroBatches, optimizer: nn.Optimizer, max_grad_norm: float | None, layout: Layout
     ) -> None:
         super().__init__(auto_prefix=False)
         self.cell = cell
@@ -95,10 +98,11 @@ class PipelineStep(nn.Cell):
         self.cell.set_grad()
         self.optimizer = optimizer
         self.parameters = optimizer.parameters
-        self.share = 1.0 / split_over
+        # Every worker of the last stage comes to the whole loss, see `TrainStep`.
+        self.share = layout.pipeline_stage / layout.world
         # MindSpore looks for parameters of these names, and adds to them what each part gives.
         self.kept = optimizer.parameters.clone(prefix="accu_grads", init="zeros")
-        self.sharded = ms.get_auto_parallel_context("enable_parallel_optimizer")
+        self.sharded = layout.optimizer_shard
         # Not ops.value_and_grad: on the first stage, where outputs are constants, it does not compile.
         self.gradient = ops.GradOperation(get_by_list=True, sens_param=True)
         self.clip = Clip(max_grad_norm)

@@ -268,8 +268,8 @@ class ScoreSequences(nn.Cell):
         self.squares = squares
         self.mask = SegmentMask(seq_length, dp)
         self.score = ScoreTokens(layout, vocabulary_parts, squares=squares)
-        if layout.pipeline_stage > 1 and all(head.weight is not weight for weight in backbone.get_parameters()):
-            # Else other stages hold the optimizer's states of the head. One that is the embedding belongs to the first.
+        if layout.pipeline_stage > 1:
+            # Else other stages hold a head of their own, which where it is the embedding nothing ever updates.
             self.score.pipeline_stage = layout.pipeline_stage - 1
         self.sum_sequences = SumSequences(rows_per_unit, pairs_per_unit, dp)
         self.scored = ops.NotEqual().shard(((dp, 1), ()))

@@ -26,15 +26,15 @@ class Weights:
     """Weight files that belong together.
 
     folder: where config.json and the tokenizer files lie. format: "safetensors", "ckpt" or "bin". promised: the names
-    that a Hugging Face index announces, empty where there is none. strategy: the strategy folder where the files are
-    the slices of ranks 0 to N - 1; None where they hold whole tensors.
+    that a Hugging Face index announces, empty where there is none. strategy: what the files of ranks 0 to N - 1 hold,
+    as it was when they were found: a run may write its own over it; None where the files hold whole tensors.
     """
 
     files: tuple[Path, ...]
     folder: Path
     format: str
     promised: frozenset[str] = field(default_factory=frozenset)
-    strategy: Path | None = None
+    strategy: Strategy | None = None
 
     def __str__(self) -> str:
         return str(self.files[0] if len(self.files) == 1 else self.folder)
@@ -80,7 +80,7 @@ def slices_in(network: Path, strategy: Strategy) -> Weights:
     kind = files[0].suffix[1:]
     if strategy.whole:
         return Weights((files[0],), network, kind)
-    return Weights(tuple(files), network, kind, strategy=strategy.source)
+    return Weights(tuple(files), network, kind, strategy=strategy)
 
 
 def rank_files(network: Path, strategy: Strategy) -> list[Path]:

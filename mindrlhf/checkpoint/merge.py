@@ -22,7 +22,7 @@ from mindrlhf.checkpoint.sources import open_source, whole_strategy
 from mindrlhf.checkpoint.store import TENSORS, carry_files, network_file
 from mindrlhf.checkpoint.tensor_file import Spec
 from mindrlhf.parallel.slices import Box, extent
-from mindrlhf.parallel.strategy import Strategy, read_strategies, strategy_path, strategy_ranks
+from mindrlhf.parallel.strategy import Strategy, read_strategies, strategy_path, strategy_ranks, write_stages
 from mindrlhf.runtime.errors import CorruptCheckpoint, UserError, some
 from mindrlhf.runtime.files import PathLike, replacing, write_json
 
@@ -217,9 +217,11 @@ def _publish_strategy(strategy: Strategy, folder: Path) -> None:
     """The strategy files of the layout that was written, beside it; none where one rank holds everything."""
     if strategy.world == 1:
         return
+    if strategy.source.is_file():
+        write_stages(folder, strategy.stages)
+        return
     for rank in range(strategy.world):
-        file = strategy.source if strategy.source.is_file() else strategy_path(strategy.source, rank)
-        target = strategy_path(folder, rank)
+        file, target = strategy_path(strategy.source, rank), strategy_path(folder, rank)
         if not (target.exists() and target.samefile(file)):
             with replacing(target) as temporary:
                 shutil.copyfile(file, temporary)

@@ -107,50 +107,46 @@ class _Summed:
         self.name = name
         self.part = part
         # Links to one file are read once.
-        links: dict[tuple[int, int], list[int]] = {}
-        for holder, rank in enumerate(part.ranks):
-            links.setdefault(source.files[rank].identity, []).append(holder)
-        self.links = {same[0]: same for same in links.values()}
-        # Files with a manifest each have a sum of their own, so that the damaged one is named; others are compared.
-        with_manifest = source.manifests[part.ranks[0]] is not None
-        self.digests = {holder: hashlib.sha256() for holder in self.links if with_manifest or holder == 0}
+        links = {source.files[rank].identity: k for k, rank in reversed(list(enumerate(part.ranks)))}
+        self.others = sorted(links.values())[1:]
+        self.sha256 = hashlib.sha256()
         self.value: bytes | None = b""  # the one number met so far, None for several
 
     def take(self, box: Box) -> np.ndarray:
-        """A box within the part, from its first rank; those of the others are summed, or compared with it."""
+        """A box within the part, from its first rank; what the others hold is compared with it."""
         first = self.source.read_part(self.name, self.part, box)
-        self.digests[0].update(first.data)
+        self.sha256.update(first.data)
         if self.value is not None:
             number = first.flat[:1].tobytes()
             same = self.value in (b"", number) and bool((first == first.flat[0]).all())
             self.value = number if same else None
-        for holder in list(self.links)[1:]:
-            other = self.source.read_part(self.name, self.part, box, holder)
-            if holder in self.digests:
-                self.digests[holder].update(other.data)
-            elif other.tobytes() != first.tobytes():
+        for holder in self.others:
+            if not np.array_equal(self.source.read_part(self.name, self.part, box, holder), first):
                 self._differ(holder)
         return first
 
     def verified(self) -> str:
         """The digest of the part, which is that of every rank and of its manifest."""
-        found = {holder: digest.hexdigest() for holder, digest in self.digests.items()}
-        for holder, digest in found.items():
-            for link in self.links[holder]:
-                rank = self.part.ranks[link]
-                manifest = self.source.manifests[rank]
-                if manifest and manifest.sha256[self.name] != digest:
-                    raise CorruptCheckpoint(
-                        f"{self.source.files[rank].path} is damaged: the sha256 of {self.name} is not the one in its "
-                        f"manifest; copy it anew"
-                    )
-        for holder, digest in found.items():
-            if digest != found[0]:
-                self._differ(holder)
-        return found[0]
+        found = self.sha256.hexdigest()
+        for rank in self.part.ranks:
+            self._require(rank, found)
+        return found
+
+    def _require(self, rank: int, sha256: str) -> None:
+        """Raise where this digest of a rank's slice is not the one in its manifest."""
+        manifest = self.source.manifests[rank]
+        if manifest and manifest.sha256[self.name] != sha256:
+            raise CorruptCheckpoint(
+                f"{self.source.files[rank].path} is damaged: the sha256 of {self.name} is not the one in its manifest; "
+                f"copy it anew"
+            )
 
     def _differ(self, holder: int) -> None:
-        one, other = (self.source.files[self.part.ranks[k]].path.parent for k in (0, holder))
+        ranks = [self.part.ranks[k] for k in (0, holder)]
+        for rank in ranks:
+            if self.source.manifests[rank]:
+                self._require(rank, self.source.files[rank].sha256(self.name))
+        one, other = (self.source.files[rank].path.parent for rank in ranks)
         raise CorruptCheckpoint(
             f"{one.name} and {other.name} of {one.parent} should hold the same {self.name} and differ: they are of "
             f"different saves, or one is damaged; copy both anew"

@@ -37,8 +37,9 @@ def source_weights(checkpoint: PathLike, strategy: PathLike | None = None) -> We
         beside = network.parent / "strategy"
         found = Path(strategy) if strategy else beside if folders and _has_strategy(beside) else None
         if found:
-            files = rank_files(network, read_strategies(found))
-            return Weights(tuple(files), network, files[0].suffix[1:], strategy=found)
+            layouts = read_strategies(found)
+            files = rank_files(network, layouts)
+            return Weights(tuple(files), network, files[0].suffix[1:], strategy=layouts)
         if len(folders) > 1:
             raise UserError(
                 f"{network} holds {len(folders)} rank folders, and {beside} no strategy; name the strategy folder of "
@@ -54,7 +55,7 @@ def open_source(checkpoint: PathLike, strategy: PathLike | None = None) -> tuple
     """The same opened, and the folder where config.json and the tokenizer's files lie; raises as `RankSlices`."""
     weights = source_weights(checkpoint, strategy)
     if weights.strategy:
-        return RankSlices(weights.files, weights.format, read_strategies(weights.strategy)), weights.folder
+        return RankSlices(weights.files, weights.format, weights.strategy), weights.folder
     with Tensors(weights) as opened:
         tables = opened.tables()
     layouts = whole_strategy(tables, weights.folder)

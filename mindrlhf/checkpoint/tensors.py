@@ -16,8 +16,7 @@ from mindrlhf.checkpoint.safetensors_file import SafetensorsFile, spelled
 from mindrlhf.checkpoint.tensor_file import Spec
 from mindrlhf.checkpoint.torch_bin import TorchBin
 from mindrlhf.parallel.slices import Box
-from mindrlhf.parallel.strategy import read_strategies
-from mindrlhf.runtime.errors import CorruptCheckpoint, IncompleteCheckpoint, some
+from mindrlhf.runtime.errors import CorruptCheckpoint, IncompleteCheckpoint, UserError, some
 from mindrlhf.runtime.files import PathLike
 
 Opened = Union[RankFile, TorchBin, RankSlices]
@@ -37,7 +36,7 @@ class Tensors:
         self._holder: dict[str, Opened] = {}
         try:
             if weights.strategy:
-                self._add(weights, RankSlices(weights.files, weights.format, read_strategies(weights.strategy)))
+                self._add(weights, RankSlices(weights.files, weights.format, weights.strategy))
             else:
                 for path in weights.files:
                     self._add(weights, _whole_file(path, weights.format))
@@ -97,10 +96,16 @@ def _whole_file(path: Path, kind: str) -> Opened:
     file = READERS[kind](path)
     if is_rank_folder(path.parent):
         try:
-            read_manifest(file)
+            manifest = read_manifest(file)
         except BaseException:
             file.close()
             raise
+        if manifest and manifest.boxes:
+            file.close()
+            raise UserError(
+                f"{path} holds the slices of one rank by its manifest; put the strategy folder of the run beside "
+                f"{path.parent.parent}, and give that"
+            )
     return file
 
 

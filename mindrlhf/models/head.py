@@ -39,6 +39,8 @@ class NormalisedHead(nn.Cell):
 
     def _shard(self, config: Any) -> None:
         parallel = config.parallel_config
+        if parallel.pipeline_stage > 1:
+            self.pipeline_stage = parallel.pipeline_stage - 1
         split = not parallel.vocab_emb_dp and config.vocab_size % parallel.model_parallel == 0
         # A plain tuple would place the parts of the vocabulary on other devices than the product after it does.
         layout = Layout((parallel.data_parallel, parallel.model_parallel), ("dp", "mp"))

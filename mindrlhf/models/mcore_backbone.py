@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Layout, Tensor, nn, ops
 
 from mindrlhf.models.rope import Rope
 
@@ -55,8 +55,9 @@ class McoreBackbone(nn.Cell):
         self.gather = ops.Gather().shard(((1, 1), (dp, 1)))
         self.first_rows = ops.Transpose().shard(((dp, 1, 1),))
         self.expand = ops.ExpandDims().shard(((1, dp, 1),))
-        split = mp if config.sequence_parallel else 1
-        self.first_positions = ops.Transpose().shard(((split, dp, 1),))
+        # A plain tuple would place the parts of the sequence on other devices than the layers do.
+        parts = Layout((dp, mp), ("dp", "mp"))("mp", "dp", "None") if config.sequence_parallel else (1, dp, 1)
+        self.first_positions = ops.Transpose().shard((parts,))
 
     def construct(self, input_ids, position_ids, forbidden):
         tables = (self._table(self.cosines, position_ids), self._table(self.sines, position_ids))

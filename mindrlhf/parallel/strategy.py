@@ -184,10 +184,7 @@ def read_strategy(path: PathLike) -> dict[str, TensorLayout]:
         raise CorruptCheckpoint(f"the strategy file {path} is damaged: {error}") from error
     if not strategy.IsInitialized() or not strategy.parallel_layout_item:
         raise CorruptCheckpoint(f"the strategy file {path} is damaged: it holds no layout")
-    names = [item.param_name for item in strategy.parallel_layout_item]
-    if len(set(names)) < len(names):
-        raise CorruptCheckpoint(f"the strategy file {path} is damaged: it names a tensor twice")
-    layouts = {}
+    layouts: dict[str, TensorLayout] = {}
     for item in strategy.parallel_layout_item:
         proto = item.parallel_layouts
         maps = [tuple(entry.dim) for entry in proto.tensor_map]
@@ -201,21 +198,23 @@ def read_strategy(path: PathLike) -> dict[str, TensorLayout]:
             opt_weight_shard_size=proto.opt_weight_shard_size,
         )
         _check(layout, item.param_name, path)
-        layouts[item.param_name] = layout
+        if layouts.setdefault(item.param_name, layout) != layout:
+            raise CorruptCheckpoint(f"the strategy file {path} is damaged: it has two layouts of {item.param_name}")
     return layouts
 
 
 def read_strategies(source: PathLike) -> Strategy:
     """The layouts of all ranks, from the folder that training left: one file per rank, equal within a stage.
 
-    source: that folder, or one file that stands for all ranks of a run of one stage. Raises `IncompleteCheckpoint`
+    source: that folder, or one file: of a rank, where the run had one stage, or what mindspore.merge_pipeline_strategys
+    made of several. Raises `IncompleteCheckpoint`
     where a rank or a stage has no file, `CorruptCheckpoint` where files contradict each other, `UserError` where there
     are none or more than the run had.
     """
     place = Path(source)
     if place.is_file():
         layouts = read_strategy(place)
-        return Strategy(place, (layouts,), _devices(layouts, place))
+        return Strategy(place, _merged_stages(layouts, place), _devices(layouts, place))
     if not place.is_dir():
         raise UserError(f"there is no folder {place}; name the strategy folder of the run, or leave it out")
     ranks = strategy_ranks(place)
@@ -227,6 +226,20 @@ def read_strategies(source: PathLike) -> Strategy:
     stages = tuple(_stage(place, range(start, start + size)) for start in range(0, len(ranks), size))
     _check_disjoint(place, stages, size)
     return Strategy(place, stages, size)
+
+
+def _merged_stages(layouts: dict[str, TensorLayout], path: Path) -> tuple[dict[str, TensorLayout], ...]:
+    """The stages of a merged file, which names a tensor STAGE-NAME; of any other file the only one."""
+    parts = {name: name.partition("-") for name in layouts}
+    if not all(dash and number.isdecimal() for number, dash, _ in parts.values()):
+        return (layouts,)
+    stages: dict[int, dict[str, TensorLayout]] = {}
+    for name, (number, _, rest) in parts.items():
+        stages.setdefault(int(number), {})[rest] = layouts[name]
+    missing = sorted(set(range(max(stages) + 1)) - stages.keys())
+    if missing:
+        raise IncompleteCheckpoint(f"{path} lacks stage {some(list(map(str, missing)))}; merge the files of all stages")
+    return tuple(stages[number] for number in sorted(stages))
 
 
 def _devices(layouts: Mapping[str, TensorLayout], path: Path) -> int:

@@ -16,6 +16,7 @@ from mindrlhf.data.batches import Counts, PreferenceBatches, batch_shape, count,
 from mindrlhf.data.records import Pair, PairRecords
 from mindrlhf.data.rows import COLLATIONS, Rows
 from mindrlhf.parallel.layout import Layout
+from mindrlhf.parallel.slices import Box
 from mindrlhf.parallel.strategy import strategy_path, write_strategy
 from mindrlhf.runtime.device import Device
 from mindrlhf.runtime.errors import UserError
@@ -72,6 +73,7 @@ class DPOTrainer:
         layout.check_model(family.shape(self.source.hf_config), self.shape.length)
         self.cell = build_preference_cell(family, model_config, self.loss, layout.of_model, config.data.layout)
         self.parameters = named(self.cell)
+        self.boxes: dict[str, Box] | None = None  # of each parameter's tensor, where this rank holds a slice of it
         fingerprint = first_weights(self.source, self.parameters, device, layout)
         self.reference = self._online_reference(model_config["vocab_size"])
         if self.reference:
@@ -96,7 +98,8 @@ class DPOTrainer:
         boxes = compiled_slices(run, inputs, file, device.rank, self.layout)
         # Those of another stage of the pipeline are empty here.
         self.parameters = {name: parameter for name, parameter in self.parameters.items() if name in boxes}
-        load_slices(self.source, self.parameters, boxes, device.rank, device.world)
+        self.boxes = {name: boxes[name] for name in self.parameters}
+        load_slices(self.source, self.parameters, self.boxes, device.rank, device.world)
         if self.reference:
             self.reference.lay_out(rows, file.with_name(f".reference_{device.rank}"), device, self.layout)
 
@@ -295,6 +298,7 @@ class DPOTrainer:
             world=device.world,
             barrier=device.barrier,
             replicated=not self.layout.semi_auto,
+            boxes=self.boxes,
         )
         if not self.layout.semi_auto:
             shapes = {name: array.shape for name, array in arrays.items()}

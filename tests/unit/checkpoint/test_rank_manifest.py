@@ -142,6 +142,41 @@ def left(folder: Path, replicated: bool) -> str:
     return f"save {steps.pop()}"
 
 
+def test_a_save_knows_which_boxes_its_ranks_hold(tmp_path: Path) -> None:
+    for rank in range(2):
+        box = ((4 * rank, 4 * rank + 4), (0, 3))
+        store.write_network(
+            tmp_path,
+            {"a.weight": arrays_of(rank, 1, replicated=False)["a.weight"]},
+            step=1,
+            rank=rank,
+            world=2,
+            barrier=lambda: None,
+            replicated=False,
+            boxes={"a.weight": box},
+        )
+    files = [store.network_file(tmp_path, rank) for rank in range(2)]
+    rows, columns = ({"a.weight": TensorLayout((2,), axes)} for axes in (((0,), ()), ((), (0,))))
+    write_stages(tmp_path / "rows", [rows])
+    write_stages(tmp_path / "columns", [columns])
+    assert RankSlices(files, "safetensors", read_strategies(tmp_path / "rows")).table["a.weight"].shape == (8, 3)
+    with pytest.raises(CorruptCheckpoint, match=r"rank_1/\S+ holds \[4:8, 0:3\] of a\.weight by its manifest"):
+        RankSlices(files, "safetensors", read_strategies(tmp_path / "columns"))
+
+
+def test_files_of_other_ranks_are_known_by_their_number(tmp_path: Path) -> None:
+    save_all(tmp_path, 1, replicated=False)
+    network = tmp_path / "checkpoint_network"
+    for source, target in (("rank_0", "x"), ("rank_1", "rank_0"), ("x", "rank_1")):
+        (network / source).rename(network / target)
+    shape = TensorLayout((2,), ((0,),))
+    write_stages(tmp_path / "strategy", [{"a.weight": TensorLayout((2,), ((0,), ())), "b": shape}])
+    with pytest.raises(
+        CorruptCheckpoint, match=r"rank_0/\S+ is the file of rank 1 of 2 by its manifest, and the strat"
+    ):
+        store.read_weights(store.find_weights(tmp_path))
+
+
 def test_bytes_that_are_no_tensors_are_known_too(tmp_path: Path) -> None:
     save_all(tmp_path, 1, replicated=True)
     path = store.network_file(tmp_path, 0)

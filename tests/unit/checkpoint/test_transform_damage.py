@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -197,7 +198,12 @@ TABLE: list[tuple[str, str, Run, str]] = [
         lambda out: (folder_of(out, 3) / "manifest.json").unlink(),
         r"1 of 8 ranks have no manifest\.json.*: rank_3 of",
     ),
-    ("ours", "two ranks swapped", lambda out: swap(out, 0, 1), r"rank_0/.* is the file of rank 1 of 8 by its manifest"),
+    (
+        "ours",
+        "two ranks swapped",
+        lambda out: swap(out, 0, 1),
+        r"rank_0/\S+ holds \[8:16, 0:8\] of \S+ by its manifest, and by .* it would be \[0:8, 0:8\]",
+    ),
     (
         "ours",
         "two stages swapped",
@@ -316,13 +322,13 @@ TABLE: list[tuple[str, str, Run, str]] = [
         "both",
         "the strategy of more tensor parallelism",
         lambda out: write_stages(out / "strategy", dense(ARRAYS, 1, 4, 2)),
-        r"rank_2/checkpoint_0\.\w+ (holds what .*rank_0/checkpoint_0\.\w+ holds|is the file of)",
+        r"rank_2/checkpoint_0\.\w+ (holds what .*rank_0/checkpoint_0\.\w+ holds|.* strategy of another layout)",
     ),
     (
         "both",
         "the strategy of no tensor parallelism",
         lambda out: write_stages(out / "strategy", dense(ARRAYS, 4, 1, 2)),
-        r"rank_4 and rank_5 of .* should hold the same",
+        r"rank_4 and rank_5 of .* should hold the same|rank_1/.* that is the strategy of another layout",
     ),
 ]
 CASES = [(run, *row[1:]) for row in TABLE for run in (("ours", "theirs") if row[0] == "both" else (row[0],))]
@@ -352,6 +358,31 @@ def test_ranks_of_different_saves_of_one_step(tmp_path: Path, runs: dict[str, Pa
     shutil.copytree(runs["again"] / "checkpoint_network" / "rank_3", folder_of(out, 3), dirs_exist_ok=True)
     with pytest.raises(UserError, match=r"rank_0 and .*rank_3 are of different saves of step None"):
         transform(out, tmp_path / "merged")
+
+
+def test_a_wrong_axis_is_known_by_the_manifest_alone(tmp_path: Path, runs: dict[str, Path]) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(runs["ours"], out)
+    turned = [
+        {name: replace(layout, tensor_map=tuple(reversed(layout.tensor_map))) for name, layout in stage.items()}
+        for stage in STAGES
+    ]
+    write_stages(out / "strategy", turned)
+    with pytest.raises(UserError, match=r"that is the strategy of another layout"):
+        transform(out, tmp_path / "merged")
+
+
+def test_a_slice_is_not_taken_for_the_whole_where_no_strategy_lies_beside_it(
+    tmp_path: Path, runs: dict[str, Path]
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(runs["ours"], out)
+    shutil.rmtree(out / "strategy")
+    for place in (out, out / "checkpoint_network" / "rank_1", file_of(out, 3)):
+        with pytest.raises(
+            UserError, match=r"rank_\d/checkpoint_0\.safetensors holds the slices of one rank by its man"
+        ):
+            Tensors(find_weights(place))
 
 
 def test_names_of_mindspore_that_say_other_steps(tmp_path: Path, runs: dict[str, Path]) -> None:

@@ -14,7 +14,7 @@ from mindrlhf.checkpoint.merge import transform
 from mindrlhf.checkpoint.store import network_file
 from mindrlhf.checkpoint.tensors import read_weights
 from mindrlhf.parallel.slices import box_of, whole, within
-from mindrlhf.parallel.strategy import TensorLayout, strategy_path, write_stages
+from mindrlhf.parallel.strategy import TensorLayout, read_strategies, strategy_path, write_stages
 
 pytestmark = pytest.mark.slow
 ARRAYS = model()
@@ -46,8 +46,10 @@ def test_a_reshard_gives_every_rank_what_mindspore_gives_it(tmp_path: Path, pair
     theirs, ours = tmp_path / "theirs", tmp_path / "ours"
     strategies = [merged_strategy(tmp_path / name, stages) for name, stages in (("a", before), ("b", after))]
     mindspore.transform_checkpoints(str(source / "checkpoint_network"), str(theirs), "checkpoint_", *strategies)
-    (tmp_path / "b" / "merged.ckpt").unlink(missing_ok=True)
-    transform(source, ours, dst_strategy=tmp_path / "b")
+    transform(source, ours, dst_strategy=strategies[1])
+    assert read_strategies(ours / "strategy").stages == tuple(after)
+    transform(source, tmp_path / "one", src_strategy=strategies[0])
+    assert same(read_weights(find_weights(tmp_path / "one")), ARRAYS)
     mine = [read_weights(find_weights(copy_of(ours, rank, tmp_path))) for rank in range(8)]
     assert all(same(one, other) for one, other in zip(held(theirs, 8), mine))
 

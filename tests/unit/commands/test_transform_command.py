@@ -98,7 +98,10 @@ def test_a_checkpoint_is_cut_and_a_cut_one_cut_anew(
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"lm_head.weight": np.ones((328, 64), np.float32)}, r"lm_head\.weight is \(328, 64\), the model's \(320, 64\)"),
+        (
+            {"lm_head.weight": np.ones((328, 64), np.float32)},
+            r"lm_head\.weight is \(328, 64\), the model's \(320, 64\)",
+        ),
     ],
 )
 def test_full_shapes_are_held_against_the_model(model: Path, tmp_path: Path, change: Arrays, sentence: str) -> None:

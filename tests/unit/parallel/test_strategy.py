@@ -19,7 +19,7 @@ from mindrlhf.parallel.strategy import (
     write_stages,
     write_strategy,
 )
-from mindrlhf.runtime.errors import CorruptCheckpoint, UserError
+from mindrlhf.runtime.errors import CorruptCheckpoint, IncompleteCheckpoint, UserError
 
 SHAPES = {"layer.weight": (4, 6), "layer.bias": (4,), "scale": ()}
 
@@ -144,6 +144,15 @@ def test_one_file_stands_for_all_ranks_of_a_single_stage(tmp_path: Path) -> None
     write_layouts(tmp_path / "any.ckpt", layouts)
     strategy = read_strategies(tmp_path / "any.ckpt")
     assert (strategy.world, strategy.stages) == (4, (layouts,))
+
+
+def test_a_merged_file_has_the_stages_in_its_names(tmp_path: Path) -> None:
+    layout = TensorLayout((4,), ((0,),))
+    write_layouts(tmp_path / "merged.ckpt", {"0-a": layout, "1-b": layout})
+    assert read_strategies(tmp_path / "merged.ckpt").stages == ({"a": layout}, {"b": layout})
+    write_layouts(tmp_path / "merged.ckpt", {"0-a": layout, "2-b": layout})
+    with pytest.raises(IncompleteCheckpoint, match=r"merged\.ckpt lacks stage 1; merge the files of all stages"):
+        read_strategies(tmp_path / "merged.ckpt")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,181 @@
+"""The DPO step of every family as MindSpore's passes divide it: parameters, gradients, what is sent, what is updated.
+
+Compiled, not run; `compile_layouts.py` tells how.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from compile_layouts import LAYERS, LENGTH, MODELS, PAIRS, VOCABULARY, layout_of
+from demands import demand
+
+pytestmark = pytest.mark.slow
+
+HERE = Path(__file__).parent
+EMBEDDING = {"qwen2_tied": "model.tok_embeddings.embedding_weight", "qwen3_tied": "embedding.word_embeddings.weight"}
+STATES = ("adam_m.", "adam_v.", "accu_grads.")
+# data, model, stages, micro-batches: see compile_layouts.
+LAYOUTS = ("2,4,1,1", "4,2,1,1,opt,emb", "2,2,2,2", "2,2,2,4,opt")
+CASES = dict.fromkeys(MODELS, LAYOUTS)
+CASES["qwen3"] = ("2,4,1,1,sp", "4,2,1,1,opt", "2,2,2,2,sp")
+CASES["qwen3_moe"] = ("2,4,1,1,ep4", "4,2,1,1,ep2,opt,aux", "2,2,2,2,ep2", "2,2,2,4,ep2,opt")
+
+
+# The load-balance loss needs on every worker which tokens are real, (R,S).
+MASKS = {"qwen3_moe 4,2,1,1,ep2,opt,aux stage 0": 1}
+
+
+@pytest.fixture(scope="module", params=sorted(CASES))
+def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Layout -> stages of one model, from a process of its own."""
+    out = tmp_path_factory.mktemp("layouts") / "found.json"
+    argv = [sys.executable, str(HERE / "compile_layouts.py"), request.param, str(out), *CASES[request.param]]
+    path = os.pathsep.join([str(HERE.parent.parent), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path}
+    ran = subprocess.run(argv, check=False, env=environment, capture_output=True, text=True, timeout=800)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    found = {"name": request.param, "layouts": json.loads(out.read_text(encoding="utf-8"))}
+    failed = {word: stages for word, stages in found["layouts"].items() if isinstance(stages, str)}
+    assert not failed
+    return found
+
+
+def each(compiled: dict[str, Any]) -> Any:
+    """(what a stage is called, layout, stage)."""
+    for word, stages in compiled["layouts"].items():
+        for stage in stages:
+            yield f"{compiled['name']} {word} stage {stage['stage']}", layout_of(word), stage
+
+
+def is_tied(compiled: dict[str, Any]) -> bool:
+    return compiled["name"] in EMBEDDING
+
+
+def weights(stage: dict[str, Any]) -> list[str]:
+    return [name for name in stage["layouts"] if not name.startswith(STATES)]
+
+
+def test_every_parameter_is_divided_as_its_kind_demands(compiled: dict[str, Any]) -> None:
+    for where, layout, stage in each(compiled):
+        for name in stage["layouts"]:
+            weight = name.split(".", 1)[1] if name.startswith(STATES) else name
+            shape = stage["full"][weight]
+            wanted = demand(weight, shape, layout, stage["rank"])
+            found = stage["layouts"][name]
+            # What a stage's parts add up in is shared with nobody.
+            assert stage["local"][name] == wanted.local(shape, not name.startswith(STATES[2])), (where, name)
+            # Worker k of a stage holds part k modulo the parts: the same as the product that the weight goes into.
+            for axis, over in enumerate(found["axes"]):
+                parts = 1
+                for place in sorted(over):
+                    parts *= found["grid"][-1 - place]
+                if parts > 1:
+                    assert (axis, parts, over) == (wanted.axis, wanted.parts, [0]), (where, name)
+
+
+def test_strategies_have_the_names_of_the_checkpoint(compiled: dict[str, Any]) -> None:
+    for word, stages in compiled["layouts"].items():
+        named = [set(weights(stage)) for stage in stages]
+        assert set.union(*named) == set(stages[0]["full"]), word
+        assert sum(map(len, named)) == len(stages[0]["full"]), f"{word}: a parameter of two stages"
+        for stage, names in zip(stages, named):
+            prefixes = STATES if len(stages) > 1 else STATES[:2]
+            states = {name for name in stage["layouts"] if name.startswith(STATES)}
+            assert states == {prefix + name for prefix in prefixes for name in names}, word
+
+
+def test_one_gradient_reduction_for_each_parameter(compiled: dict[str, Any]) -> None:
+    for where, layout, stage in each(compiled):
+        wanted = {}
+        for name in weights(stage):
+            rule = demand(name, stage["full"][name], layout, stage["rank"])
+            if len(rule.group) > 1:
+                wanted[name] = ["ReduceScatter" if rule.shared > 1 else "AllReduce", list(rule.group)]
+        found = stage["reductions"]
+        if is_tied(compiled) and stage["stage"] and layout.optimizer_shard:
+            # Of the head's gradient, which then goes to the first stage; what is sent there are the worker's rows.
+            found = [one for one in found if one[0] != EMBEDDING[compiled["name"]]]
+            assert len(found) == len(stage["reductions"]) - 1, where
+        assert {name: [kind, ranks] for name, kind, ranks in found} == wanted, where
+        assert len(found) == len(wanted), f"{where}: a gradient is reduced twice"
+
+
+def test_the_norm_counts_each_element_once(compiled: dict[str, Any]) -> None:
+    for where, layout, stage in each(compiled):
+        rules = [demand(name, stage["full"][name], layout, stage["rank"]) for name in weights(stage)]
+        wanted = Counter(rule.copies for rule in rules if rule.copies > 1)
+        assert Counter(stage["norm_divided_by"]) == wanted, where
+        workers = layout.world // layout.pipeline_stage
+        first = stage["rank"] // workers * workers
+        groups = [list(range(first, first + workers))]
+        if layout.pipeline_stage > 1:
+            groups.append(list(range(stage["rank"] % workers, layout.world, workers)))
+        assert sorted(stage["norm_joined_over"]) == sorted(groups), where
+
+
+def test_a_stage_updates_its_parameters_and_no_others(compiled: dict[str, Any]) -> None:
+    """But for a head that is the embedding: the last stage, which is sent it in every step, keeps an unused one too."""
+    for where, _, stage in each(compiled):
+        names = weights(stage)
+        if is_tied(compiled) and stage["stage"]:
+            names.append(EMBEDDING[compiled["name"]])
+        wanted = [prefix + name for name in names for prefix in ("", *STATES[:2])]
+        assert sorted(stage["assigned"]) == sorted(wanted), where
+
+
+def test_a_tied_head_is_sent_between_the_stages(compiled: dict[str, Any]) -> None:
+    """The weight to the last stage and its gradient back, whole or the worker's part of it; else nothing but states."""
+    for where, layout, stage in each(compiled):
+        if layout.pipeline_stage > 1:
+            sent = [one for one in stage["collectives"] if one["kind"] in ("Send", "Receive")]
+            heads = [one["kind"] for one in sent if len(one["received"]) == 2]
+            assert sorted(heads) == (["Receive", "Send"] if is_tied(compiled) else []), where
+            assert len(sent) - len(heads) == 2 * layout.micro_batch_num, where
+
+
+def test_no_logits_are_sent(compiled: dict[str, Any]) -> None:
+    """Of what is no parameter and no gradient of one, nothing is as large as a worker's part of the logits."""
+    for where, layout, stage in each(compiled):
+        parts = layout.model_parallel if layout.vocabulary_parts(VOCABULARY) > 1 else 1
+        logits = 2 * PAIRS // layout.data_parallel * LENGTH * VOCABULARY // parts
+        rules = {name: demand(name, stage["full"][name], layout, stage["rank"]) for name in weights(stage)}
+        shapes = [rule.local(stage["full"][name], False) for name, rule in rules.items()]
+        sent = [one for one in stage["collectives"] if one["sent"] not in shapes and one["received"] not in shapes]
+        assert sent
+        largest = max(sent, key=lambda one: one["elements"])
+        assert largest["elements"] < logits, (where, largest)
+
+
+def test_no_cell_brings_its_own_backward_pass(compiled: dict[str, Any]) -> None:
+    """The parallel passes put no reduction of gradients into one."""
+    for where, _, stage in each(compiled):
+        assert not stage["own_backward"], where
+
+
+def test_redistributions_are_those_that_are_wanted(compiled: dict[str, Any]) -> None:
+    """What the passes insert between operators: every one more is an operator without a strategy, or with a wrong one.
+
+    Of the outputs, log-probs and figures, over data_parallel; in a pipeline its last stage has only the first. Where
+    the sequence is divided, before every matrix whose rows are (q, k and v; of a dense layer gate and up) and the head.
+    """
+    for where, layout, stage in each(compiled):
+        routed = compiled["name"] == "qwen3_moe"
+        last = stage["stage"] == layout.pipeline_stage - 1
+        outputs = 0 if not last else 2 if layout.pipeline_stage == 1 else 1
+        sequences = 0
+        if layout.sequence_parallel or (routed and layout.model_parallel > 1):
+            sequences = LAYERS // layout.pipeline_stage * (1 if routed else 2) + last
+        found = [one for one in stage["collectives"] if one["cause"] == "redistribution"]
+        forward = [one for one in found if one["role"] == "forward"]
+        small = [one for one in forward if len(one["received"]) == 2]
+        assert [one["kind"] for one in forward] == ["AllGather"] * (outputs + sequences + MASKS.get(where, 0)), where
+        assert len(small) == outputs + MASKS.get(where, 0), where
+        assert [one["kind"] for one in found if one["role"] == "gradient"] == ["ReduceScatter"] * sequences, where
