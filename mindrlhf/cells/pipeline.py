@@ -8,19 +8,11 @@ MindSpore has no pipelines on CPU.
 from __future__ import annotations
 
 import mindspore as ms
-import numpy as np
 from mindspore import lazy_inline, nn, ops
 from mindspore.context import ParallelMode
 
 from mindrlhf.cells.train_step import Clip
-from mindrlhf.data.rows import Rows
 from mindrlhf.parallel.layout import Layout
-
-
-def by_part(rows: Rows, parts: int) -> Rows:
-    """The batch as `MicroBatches` takes it: num_pairs and num_chosen_tokens (parts,), the same number for each."""
-    repeated = {name: np.repeat(getattr(rows, name), parts) for name in ("num_pairs", "num_chosen_tokens")}
-    return rows._replace(**repeated)
 
 
 class OneGraph(nn.Cell):
@@ -43,7 +35,7 @@ class MicroBatches(nn.Cell):
     """A cell (batch) -> (loss, sums, logps, figures), called for one part of the batch after the other.
 
     Every field of the batch is divided along its first axis, so that units stay together where `parts` divides them;
-    see `by_part`. Returns (loss (), sums, logps) of the whole batch, logps in the order of its units: losses and sums
+    num_pairs and num_chosen_tokens come as (parts,), the same number for each part. Returns (loss (), sums, logps) of the whole batch, logps in the order of its units: losses and sums
     add up, as their denominators are of the global batch. Only the workers of the last stage return these; on all
     others they are constants without meaning.
 
@@ -83,7 +75,7 @@ class MicroBatches(nn.Cell):
 
 
 class PipelineStep(nn.Cell):
-    """`TrainStep` in a pipeline: one update from one global batch, given as `step(True, *by_part(rows, parts))`.
+    """`TrainStep` in a pipeline: one update from one global batch, its fields as `MicroBatches` takes them.
 
     Returns (sums, grad_norm before clipping, logps): the norm, of the gradients of all stages, on every worker; the
     others on those of the last stage alone, see `MicroBatches`. What the trainer reports it must take from there.

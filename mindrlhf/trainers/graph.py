@@ -34,10 +34,14 @@ def build_step(cell: nn.Cell, optimizer: nn.Optimizer, config: Config, layout: L
 def fields_of(rows: Rows, layout: Layout) -> tuple[Tensor, ...]:
     """A batch as the step takes it: in a pipeline every part brings the denominators of the whole batch."""
     if layout.pipeline_stage > 1:
-        parts = layout.micro_batch_num
-        repeated = {name: np.repeat(getattr(rows, name), parts) for name in ("num_pairs", "num_chosen_tokens")}
-        rows = rows._replace(**repeated)
+        rows = by_part(rows, layout.micro_batch_num)
     return tuple(map(Tensor, rows))
+
+
+def by_part(rows: Rows, parts: int) -> Rows:
+    """The batch as `MicroBatches` takes it: num_pairs and num_chosen_tokens (parts,), the same number for each."""
+    repeated = {name: np.repeat(getattr(rows, name), parts) for name in ("num_pairs", "num_chosen_tokens")}
+    return rows._replace(**repeated)
 
 
 def filler(config: Config, length: int, scored: int) -> Rows:

@@ -165,6 +165,11 @@ def build_preference_cell(
 
     if collation not in family.collations:
         raise UserError(f"data.layout is {collation}, on which {family.name} is not exact; use {family.collations[0]}")
+    if layout.pipeline_stage > 1 and model_config.get("aux_loss_coef"):
+        raise UserError(
+            f"the router's load-balance loss (model.aux_loss_coef {model_config['aux_loss_coef']}) does not compile in "
+            f"a pipeline; set model.aux_loss_coef=0 or parallel.pipeline_stage=1"
+        )
     register_all()
     extra = {"rlhf": loss.words, "collation": collation, "layout": asdict(layout)}
     return build_network(MindFormerConfig(arch={"type": arch_name(family)}, model_config={**model_config, **extra}))

@@ -75,12 +75,13 @@ def build(name: str, word: str) -> tuple[Any, Any, Sequence[Any]]:
     import numpy as np
     from mindspore import Tensor
 
-    from mindrlhf.cells.pipeline import MicroBatches, PipelineStep, by_part
+    from mindrlhf.cells.pipeline import MicroBatches, PipelineStep
     from mindrlhf.cells.train_step import TrainStep
     from mindrlhf.config.load import load_config
     from mindrlhf.config.schema import Optimizer
     from mindrlhf.data.rows import padded
     from mindrlhf.models import BuildOptions
+    from mindrlhf.trainers.graph import by_part
     from mindrlhf.trainers.optimizer import build_optimizer
     from mindrlhf.trainers.registry import build_preference_cell, loss_settings
 

@@ -7,12 +7,13 @@ import pytest
 from mindspore import Tensor
 from toy import LENGTH, cell_of, pairs
 
-from mindrlhf.cells.pipeline import MicroBatches, PipelineStep, by_part
+from mindrlhf.cells.pipeline import MicroBatches, PipelineStep
 from mindrlhf.cells.train_step import TrainStep
 from mindrlhf.config.schema import Optimizer
 from mindrlhf.data.rows import Rows, padded
 from mindrlhf.losses import bind_all, objective
 from mindrlhf.parallel.layout import Layout
+from mindrlhf.trainers.graph import by_part
 from mindrlhf.trainers.optimizer import build_optimizer
 
 STEPS = 3
