@@ -35,9 +35,9 @@ class MicroBatches(nn.Cell):
     """A cell (batch) -> (loss, sums, logps, figures), called for one part of the batch after the other.
 
     Every field of the batch is divided along its first axis, so that units stay together where `parts` divides them;
-    num_pairs and num_chosen_tokens come as (parts,), the same number for each part. Returns (loss (), sums, logps) of the whole batch, logps in the order of its units: losses and sums
-    add up, as their denominators are of the global batch. Only the workers of the last stage return these; on all
-    others they are constants without meaning.
+    num_pairs and num_chosen_tokens come as (parts,), the same number for each part. Returns (loss (), sums, logps) of
+    the whole batch, logps in the order of its units: losses and sums add up, as their denominators are of the global
+    batch. Only the workers of the last stage return these; on all others they are constants without meaning.
 
     MindSpore's own nn.PipelineCell adds up all outputs, or takes one alone.
     """
