@@ -8,7 +8,15 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mindrlhf.parallel.strategy import Strategy, is_whole, read_strategies, read_strategy, strategy_path, strategy_ranks
+from mindrlhf.parallel.strategy import (
+    STRATEGY,
+    Strategy,
+    is_whole,
+    read_strategies,
+    read_strategy,
+    strategy_path,
+    strategy_ranks,
+)
 from mindrlhf.runtime.errors import NAMED, CorruptCheckpoint, IncompleteCheckpoint, UserError, some
 from mindrlhf.runtime.files import PathLike
 
@@ -58,14 +66,14 @@ def find_weights(path: PathLike, strategy: PathLike | None = None) -> Weights:
         network = network_folder(place)
         if network == place and not rank_folders(place):
             return _in_folder(place)
-        layouts = Path(strategy) if strategy else network.parent / "strategy"
+        layouts = Path(strategy) if strategy else network.parent / STRATEGY
         if strategy or _holds_slices(layouts):
             return slices_in(network, read_strategies(layouts))
         file = rank_file(network / "rank_0")
     if not _RANK.fullmatch(file.parent.name):
         return Weights((file,), file.parent, file.suffix[1:])
     network = file.parent.parent
-    if _holds_slices(network.parent / "strategy"):
+    if _holds_slices(network.parent / STRATEGY):
         raise UserError(f"{file.parent} holds the slices of one rank; give {network}, which holds those of all")
     return Weights((file,), network, file.suffix[1:])
 

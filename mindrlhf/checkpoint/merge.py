@@ -13,7 +13,7 @@ from typing import Any, Callable
 from mindrlhf.checkpoint.ckpt_file import CkptPlan
 from mindrlhf.checkpoint.destination import link_or_copy, no_folder_left, require_room, sweep
 from mindrlhf.checkpoint.find import NETWORK, SUFFIXES, rank_folders
-from mindrlhf.checkpoint.rank_manifest import announce, write_manifest
+from mindrlhf.checkpoint.rank_manifest import announce, write_rank_manifest
 from mindrlhf.checkpoint.rank_slices import RankSlices, slices_of
 from mindrlhf.checkpoint.safetensors_file import SafetensorsPlan
 from mindrlhf.checkpoint.scan import Plan, TargetFile
@@ -22,7 +22,7 @@ from mindrlhf.checkpoint.sources import open_source, whole_strategy
 from mindrlhf.checkpoint.store import TENSORS, carry_files, network_file
 from mindrlhf.checkpoint.tensor_file import Spec
 from mindrlhf.parallel.slices import Box, extent
-from mindrlhf.parallel.strategy import Strategy, read_strategies, strategy_path, strategy_ranks, write_stages
+from mindrlhf.parallel.strategy import STRATEGY, Strategy, read_strategies, strategy_path, strategy_ranks, write_stages
 from mindrlhf.runtime.errors import CorruptCheckpoint, UserError, some
 from mindrlhf.runtime.files import PathLike, replacing, write_json
 
@@ -125,7 +125,7 @@ def _require_target(beside: Path, network: Path, strategy: Strategy) -> None:
         ranks = [place.name for rank, place in rank_folders(network).items() if rank > 0]
         if ranks:
             raise UserError(f"{network} holds the ranks of a run ({some(ranks)}): give another destination")
-    folder = network.parent / "strategy"
+    folder = network.parent / STRATEGY
     others = strategy_ranks(folder) if folder.is_dir() else []
     if strategy.world == 1 and len(others) > 1:
         raise UserError(f"{folder} is the strategy of {len(others)} ranks: give another destination")
@@ -149,7 +149,7 @@ def _write(
             targets.append(TargetFile(temporary, plan, boxes))
         sums = _fill(source, targets, processes)
         _read_back(strategy, slices.of_rank, targets, kind, sums, processes)
-        _publish_strategy(strategy, network.parent / "strategy")
+        _publish_strategy(strategy, network.parent / STRATEGY)
         (network / TENSORS).unlink(missing_ok=True)
         for path in first:
             announce(path.parent)
@@ -161,7 +161,7 @@ def _write(
             if suffix != path.suffix:
                 path.with_suffix(suffix).unlink(missing_ok=True)
         boxes = slices.boxes[number] if strategy.world > 1 else {}
-        write_manifest(path, sums[1][number], boxes, rank=rank, world=strategy.world, step=step, save=save)
+        write_rank_manifest(path, sums[1][number], boxes, rank=rank, world=strategy.world, step=step, save=save)
     write_json(network / TENSORS, table_of(source.table, sums[0]))
 
 

@@ -22,8 +22,8 @@ from mindrlhf.parallel.slices import Box
 from mindrlhf.runtime.errors import CorruptCheckpoint, IncompleteCheckpoint, some
 from mindrlhf.runtime.files import PathLike, fsync_path, write_json
 
-MANIFEST = "manifest.json"
-FORMAT_VERSION = 1
+RANK_MANIFEST = "manifest.json"
+RANK_FORMAT = 1
 SAVING = ".saving"  # a rank's file is being written
 RankFile = Union[SafetensorsFile, CkptFile]
 READERS: dict[str, type[RankFile]] = {"safetensors": SafetensorsFile, "ckpt": CkptFile}
@@ -36,7 +36,7 @@ class RankManifest:
     file: its name. size: its bytes. dtypes, shapes, sha256: by tensor. between: sha256 of the bytes that are no
     tensor's. boxes: (start, stop) by axis of what each tensor is of the full one; empty where all are whole. rank,
     world: whose it is, of how many. step: updates done, None where that means nothing. save: what all ranks of one save
-    have in common, None where they could not agree on it.
+    have in common, None in what an earlier version wrote where they could not agree on it.
     """
 
     file: str
@@ -50,7 +50,7 @@ class RankManifest:
     world: int
     step: int | None
     save: str | None
-    format_version: int = FORMAT_VERSION
+    format_version: int = RANK_FORMAT
 
 
 def digest(array: np.ndarray) -> str:
@@ -61,7 +61,7 @@ def digest(array: np.ndarray) -> str:
     return found.hexdigest()
 
 
-def write_manifest(
+def write_rank_manifest(
     path: Path,
     sha256: Mapping[str, str],
     boxes: Mapping[str, Box],
@@ -95,12 +95,12 @@ def write_manifest(
 
 def copy_manifest(source: Path, path: Path, rank: int) -> None:
     """The manifest of the file `source` for its replica `path`, which is another rank's."""
-    manifest = _parsed(source.parent / MANIFEST)
+    manifest = _parsed(source.parent / RANK_MANIFEST)
     _finish(path.parent, {**asdict(manifest), "rank": rank})
 
 
 def _finish(folder: Path, manifest: dict[str, Any]) -> None:
-    write_json(folder / MANIFEST, manifest)
+    write_json(folder / RANK_MANIFEST, manifest)
     (folder / SAVING).unlink(missing_ok=True)
 
 
@@ -114,7 +114,7 @@ def announce(folder: Path) -> None:
 
 def remove_manifest(folder: PathLike) -> None:
     """Remove the manifest in a rank folder, for good before what it describes is changed."""
-    path = Path(folder) / MANIFEST
+    path = Path(folder) / RANK_MANIFEST
     if path.is_file():
         path.unlink()
         fsync_path(folder)
@@ -125,7 +125,7 @@ def read_manifest(file: RankFile) -> RankManifest | None:
 
     Raises `CorruptCheckpoint` where it is damaged, or of another file than this by all but the numbers in it.
     """
-    path = file.path.parent / MANIFEST
+    path = file.path.parent / RANK_MANIFEST
     if not path.is_file():
         return None
     manifest = _parsed(path)
@@ -145,19 +145,19 @@ def _parsed(path: Path) -> RankManifest:
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
         version = fields["format_version"]
-        if version == FORMAT_VERSION:
+        if version == RANK_FORMAT:
             manifest = RankManifest(**fields)
-            fault = _fault(manifest)
+            fault = _rank_fault(manifest)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CorruptCheckpoint(f"{path} is damaged: {error}; copy it anew") from error
-    if version != FORMAT_VERSION:
-        raise CorruptCheckpoint(f"{path} has format version {version!r}; this version reads {FORMAT_VERSION}")
+    if version != RANK_FORMAT:
+        raise CorruptCheckpoint(f"{path} has format version {version!r}; this version reads {RANK_FORMAT}")
     if fault:
         raise CorruptCheckpoint(f"{path} is damaged: {fault}; copy it anew")
     return manifest
 
 
-def _fault(manifest: RankManifest) -> str | None:
+def _rank_fault(manifest: RankManifest) -> str | None:
     """What is wrong with the values of a manifest."""
     numbers = (manifest.size, manifest.rank, manifest.world)
     if any(type(number) is not int or number < 0 for number in numbers) or manifest.rank >= manifest.world:
@@ -184,7 +184,7 @@ def require_one_save(manifests: Sequence[RankManifest | None], files: Sequence[P
         )
     if without and len(without) < len(files):
         raise IncompleteCheckpoint(
-            f"{len(without)} of {len(files)} ranks have no {MANIFEST}, as when a save is killed: "
+            f"{len(without)} of {len(files)} ranks have no {RANK_MANIFEST}, as when a save is killed: "
             f"{some([file.parent.name for file in without])} of {files[0].parent.parent}; copy them anew, or save again"
         )
     first = manifests[0]

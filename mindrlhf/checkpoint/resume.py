@@ -1,7 +1,8 @@
 """Full training state by step: `checkpoint/step-N` appears complete or not at all, and the newest valid one is found.
 
-A step is written to `step-N.tmp`, each file synced; rank 0 then writes the manifest and renames the folder. What has
-no valid manifest is no checkpoint.
+A step is written to `step-N.tmp`, each file synced; every rank says what its own file is, and rank 0 writes that into
+the manifest and renames the folder. What has no valid manifest is no checkpoint. No rank reads the bytes of another's
+file, neither to save nor to resume.
 """
 
 from __future__ import annotations
@@ -9,13 +10,20 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, NamedTuple
 
 import numpy as np
 
-from mindrlhf.checkpoint import integrity
+from mindrlhf.checkpoint.step_manifest import (
+    StepManifest,
+    check_contents,
+    verify_step,
+    write_entry,
+    write_step_manifest,
+)
 from mindrlhf.checkpoint.store import Weights, read_weights, save_weights, tensor_table
 from mindrlhf.runtime.errors import CorruptCheckpoint, IncompleteCheckpoint
 from mindrlhf.runtime.files import PathLike, fsync_path
@@ -23,6 +31,18 @@ from mindrlhf.runtime.files import PathLike, fsync_path
 STEPS = "checkpoint"
 
 _STEP = re.compile(r"step-(\d+)")
+
+
+class ForeignStep(IncompleteCheckpoint):
+    """A whole step that was saved by fewer ranks than are to resume from it."""
+
+
+class Resumed(NamedTuple):
+    """A step as one rank takes it up: where it lies, the arrays of the rank, the state that all ranks share."""
+
+    path: Path
+    arrays: dict[str, np.ndarray]
+    state: dict[str, Any]
 
 
 def save_step(
@@ -51,12 +71,11 @@ def save_step(
     barrier()
     if rank == 0 or not replicated:
         save_weights(arrays, temporary / _file_of(rank))
+        write_entry(temporary / _file_of(rank))
     barrier()
     if rank == 0:
         names = [_file_of(writer) for writer in range(1 if replicated else world)]
-        integrity.write_manifest(
-            temporary, step=step, world_size=world, replicated=replicated, names=names, state=state
-        )
+        write_step_manifest(temporary, step=step, world_size=world, replicated=replicated, names=names, state=state)
         commit(temporary, final)
         _prune(final, keep)
     barrier()
@@ -64,7 +83,7 @@ def save_step(
 
 
 def latest(output_dir: PathLike) -> Path | None:
-    """The newest valid step, or None where no step was ever saved.
+    """The newest step of which every file is valid, or None where no step was ever saved. For one process alone.
 
     Warns of every newer step that does not verify. Raises `CorruptCheckpoint` where there are steps and none does.
     """
@@ -83,16 +102,73 @@ def latest(output_dir: PathLike) -> Path | None:
     return None
 
 
-def read_step(path: PathLike, rank: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays of `rank` and the state of a step, after the whole step has been verified.
+def read_newest(
+    output_dir: PathLike,
+    rank: int,
+    *,
+    agree: Callable[[bool], bool] = bool,
+    of_first: Callable[[str], str] = str,
+) -> Resumed | None:
+    """The newest step that every rank can take up, read by each; None where no step was ever saved.
 
-    Raises `IncompleteCheckpoint` where something is missing, `CorruptCheckpoint` where something is damaged.
+    Called by all ranks. rank: whose arrays are read; 0 on all of them where they hold the same. agree: whether all
+    ranks say True, the same answer on each. of_first: rank 0's text, of ASCII and as long as everyone's, on each; by it
+    rank 0 chooses what is tried. Both default to what they are in a single process.
+
+    A step that some rank cannot read is skipped by all; each that cannot says why on its stderr. Raises on all ranks
+    alike: `CorruptCheckpoint` where there are steps and none is left, `IncompleteCheckpoint` where the newest readable
+    one was saved by fewer ranks.
+    """
+    from mindrlhf.runtime.logging import warn
+
+    folder = Path(output_dir) / STEPS
+    tried = 0
+    for number in _proposed([_number(path) for path in _steps(folder)], of_first):
+        path, tried = folder / f"step-{number}", tried + 1
+        found: Resumed | None = None
+        foreign: ForeignStep | None = None
+        try:
+            found = Resumed(path, *read_step(path, rank))
+        except ForeignStep as error:
+            foreign = error
+        except (CorruptCheckpoint, IncompleteCheckpoint) as error:
+            # Of the rank whose file it is: rank 0, which alone warns elsewhere, may have seen no fault.
+            print(f"warning: {path.name} is skipped: {error}", file=sys.stderr, flush=True)
+        if not agree(foreign is None):
+            raise foreign or IncompleteCheckpoint(f"{path} was saved by fewer ranks than this run has; start as many")
+        if agree(found is not None):
+            return found
+        if found:
+            warn(f"{path.name} is skipped: another rank cannot read it, and says why in its log")
+    if tried:
+        raise CorruptCheckpoint(f"none of the {tried} steps in {folder} is valid; start without resume")
+    return None
+
+
+def _proposed(mine: list[int], of_first: Callable[[str], str]) -> Iterator[int]:
+    """The numbers that rank 0 gives, on every rank; the others' own do not count."""
+    numbers = iter(mine)
+    # All texts must be of one length, and a rank whose own numbers are at their end goes on following.
+    while (number := int(of_first(f"{next(numbers, -1):20d}"))) >= 0:
+        yield number
+
+
+def read_step(path: PathLike, rank: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays of `rank` and the state of a step.
+
+    Verified is the file that is read, by its bytes; of the files of other ranks, that they are there and have their
+    size. Raises `IncompleteCheckpoint` where something is missing, `CorruptCheckpoint` where something is damaged,
+    `ForeignStep` where there is nothing of that rank.
     """
     folder = Path(path)
-    manifest = _verified(folder)
+    manifest = _verified(folder, contents=False)
     name = _file_of(0 if manifest.replicated else rank)
     if name not in manifest.files:
-        raise IncompleteCheckpoint(f"{folder} has no state of rank {rank}: it was saved by {manifest.world_size} ranks")
+        raise ForeignStep(
+            f"{folder} has no state of rank {rank}: it was saved by {manifest.world_size} ranks; start as many, or "
+            f"without resume"
+        )
+    check_contents(folder / name, manifest.files[name])
     if tensor_table(folder / name) != manifest.files[name].tensors:
         raise CorruptCheckpoint(f"{folder / name} holds other tensors than its manifest says")
     return read_weights(Weights((folder / name,), folder, "safetensors")), manifest.state
@@ -102,8 +178,8 @@ def _file_of(rank: int) -> str:
     return f"rank_{rank}/state.safetensors"
 
 
-def _verified(path: Path, *, contents: bool = True) -> integrity.Manifest:
-    manifest = integrity.verify(path, contents=contents)
+def _verified(path: Path, *, contents: bool = True) -> StepManifest:
+    manifest = verify_step(path, contents=contents)
     if path.name != f"step-{manifest.step}":
         raise CorruptCheckpoint(f"{path} holds step {manifest.step}, not the step that its name says")
     return manifest

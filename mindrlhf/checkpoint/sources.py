@@ -16,7 +16,7 @@ from mindrlhf.checkpoint.find import (
 from mindrlhf.checkpoint.rank_slices import RankSlices
 from mindrlhf.checkpoint.tensor_file import Spec
 from mindrlhf.checkpoint.tensors import Tensors
-from mindrlhf.parallel.strategy import Strategy, TensorLayout, read_strategies, strategy_ranks
+from mindrlhf.parallel.strategy import STRATEGY, Strategy, TensorLayout, read_strategies, strategy_ranks
 from mindrlhf.runtime.errors import UserError
 from mindrlhf.runtime.files import PathLike
 
@@ -34,7 +34,7 @@ def source_weights(checkpoint: PathLike, strategy: PathLike | None = None) -> We
     if place.is_dir() and not is_rank_folder(place):
         network = network_folder(place)
         folders = rank_folders(network)
-        beside = network.parent / "strategy"
+        beside = network.parent / STRATEGY
         found = Path(strategy) if strategy else beside if folders and _has_strategy(beside) else None
         if found:
             layouts = read_strategies(found)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import uuid
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Callable
@@ -23,13 +22,13 @@ from mindrlhf.checkpoint.find import (
     rank_folders,
     weight_files,
 )
-from mindrlhf.checkpoint.rank_manifest import announce, copy_manifest, digest, remove_manifest, write_manifest
+from mindrlhf.checkpoint.rank_manifest import announce, copy_manifest, digest, remove_manifest, write_rank_manifest
 from mindrlhf.checkpoint.safetensors_file import write_safetensors
 from mindrlhf.checkpoint.tensor_file import spec_of
 from mindrlhf.checkpoint.tensors import read_tensors, read_weights, tensor_table
 from mindrlhf.parallel.slices import Box
 from mindrlhf.runtime.errors import IncompleteCheckpoint, UserError, misfits
-from mindrlhf.runtime.files import PathLike, replacing, write_text
+from mindrlhf.runtime.files import PathLike, replacing
 
 __all__ = [
     "NETWORK",
@@ -60,7 +59,6 @@ Arrays = Mapping[str, np.ndarray]
 TENSORS = "tensors.json"  # beside what was transformed: dtype, shape and sha256 of every whole tensor
 
 _SAMPLES = 64
-_SAVE = ".save.tmp"  # the name of a save while it lasts
 
 
 def load_parameters(parameters: Mapping[str, Any], arrays: Arrays, source: object, *, sliced: bool = False) -> None:
@@ -131,36 +129,33 @@ def write_network(
     world: int,
     barrier: Callable[[], None],
     replicated: bool,
+    save: str,
     boxes: Mapping[str, Box] | None = None,
 ) -> Path:
     """Write the weights of `rank` under `output_dir`, each file with its manifest; return `checkpoint_network`.
 
     step: updates done. replicated: every rank holds the same arrays, so rank 0 writes and the others link. barrier:
-    waits for all ranks; called by every one of them, equally often. boxes: which box of the full tensor each array is,
-    so that a strategy of another layout is known when they are read. Rank folders that an earlier run left are removed.
+    waits for all ranks; called by every one of them, equally often. save: a name that this save has on all ranks, and no
+    other save has. boxes: which box of the full tensor each array is, so that a strategy of another layout is known when
+    they are read. Rank folders that an earlier run left are removed. The other ranks may be at it still on the return.
     """
     path = network_file(output_dir, rank)
     network = path.parent.parent
-    name = network / _SAVE
     if rank == 0:
         (network / TENSORS).unlink(missing_ok=True)
         for other, folder in rank_folders(network).items() if network.is_dir() else ():
-            if other > 0:
+            if other >= world:
                 shutil.rmtree(folder)
         sweep(path.parent)
-        write_text(name, uuid.uuid4().hex)
-    barrier()
-    # Ranks on a disk of their own do not see the name, and theirs is of no save in particular.
-    save = name.read_text(encoding="utf-8") if name.is_file() else None
+    elif path.parent.is_dir():
+        shutil.rmtree(path.parent)
     announce(path.parent)
     if rank == 0 or not replicated:
         save_weights(arrays, path)
         sha256 = {key: digest(array) for key, array in arrays.items()}
-        write_manifest(path, sha256, boxes or {}, rank=rank, world=world, step=step, save=save)
+        write_rank_manifest(path, sha256, boxes or {}, rank=rank, world=world, step=step, save=save)
     barrier()
-    if rank == 0:
-        name.unlink(missing_ok=True)
-    elif replicated:
+    if rank > 0 and replicated:
         first = network_file(output_dir, 0)
         link_or_copy(first, path)
         copy_manifest(first, path, rank)

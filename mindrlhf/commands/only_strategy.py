@@ -77,7 +77,7 @@ def _chosen(words: str | None, world: int) -> list[int]:
 
 def _on_devices(config: Config) -> None:
     from mindrlhf.parallel.context import recorded_strategy
-    from mindrlhf.parallel.strategy import strategy_path, write_strategy
+    from mindrlhf.parallel.strategy import STRATEGY, remove_beyond, strategy_path, write_strategy
     from mindrlhf.trainers.architecture import find_architecture
     from mindrlhf.trainers.graph import training_graph
     from mindrlhf.trainers.setup import setup_training
@@ -85,12 +85,14 @@ def _on_devices(config: Config) -> None:
     device, layout = setup_training(config)
     graph = training_graph(config, device, layout, find_architecture(config))
     shapes = {parameter.name: parameter.shape for parameter in graph.model.get_parameters()}
-    path = strategy_path(Path(config.output_dir) / "strategy", device.rank)
+    path = strategy_path(Path(config.output_dir) / STRATEGY, device.rank)
     if layout.semi_auto:
         with recorded_strategy(path):
             graph.step.compile(*graph.inputs)
     else:
         write_strategy(path, shapes, layout.world)
+    if device.rank == 0:
+        remove_beyond(path.parent, layout.world)
     log(f"strategy: {path.parent}")
     device.leave()
 
@@ -98,7 +100,7 @@ def _on_devices(config: Config) -> None:
 def _pretend(config: Config, layout: Layout, ranks: Sequence[int]) -> None:
     from mindrlhf.parallel.dry_run import dry_run
     from mindrlhf.parallel.memory import estimate
-    from mindrlhf.parallel.strategy import strategy_path, strategy_ranks
+    from mindrlhf.parallel.strategy import STRATEGY, remove_beyond
     from mindrlhf.runtime.device import Device
     from mindrlhf.runtime.files import require_writable, write_json
     from mindrlhf.trainers.architecture import find_architecture
@@ -107,7 +109,7 @@ def _pretend(config: Config, layout: Layout, ranks: Sequence[int]) -> None:
     found = find_architecture(config)
     shape, traits = found.family.shape(found.hf_config), found.family.traits(found.hf_config)
     layout.check_model(shape, row_length_of(config))
-    folder = Path(config.output_dir) / "strategy"
+    folder = Path(config.output_dir) / STRATEGY
     require_writable(config.output_dir)
     log(f"{layout.world} workers: {layout}; compiling for Ascend, nothing is computed")
     stages = dry_run(
@@ -116,9 +118,7 @@ def _pretend(config: Config, layout: Layout, ranks: Sequence[int]) -> None:
         folder,
         ranks,
     )
-    for rank in strategy_ranks(folder):
-        if rank >= layout.world:
-            strategy_path(folder, rank).unlink()
+    remove_beyond(folder, layout.world)
     works = _works(config)
     records = []
     for stage in stages:

@@ -226,6 +226,12 @@ def _move(tree: dict[Any, Any], theirs: str, ours: str, source: str) -> bool:
 def _drop_inner(tree: dict[Any, Any], source: str, notes: Notes) -> None:
     """Drop what has no effect inside the sections; in sections that are MindFormers' alone the rest is unknown."""
     _take(tree, "processor.tokenizer", only_empty=True)
+    parts = _get(tree, "parallel_config.context_parallel")
+    if parts not in (ABSENT, None, 1):
+        raise UserError(
+            f"{source}: parallel_config.context_parallel is {kinds.show(parts)}; rows are not divided over "
+            f"workers here: leave it out, and see parallel.sequence_parallel"
+        )
     for section, names in WITHOUT_EFFECT.items():
         dropped = [name for name in names if _take(tree, f"{section}.{name}") is not ABSENT]
         if dropped:

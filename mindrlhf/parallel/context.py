@@ -34,15 +34,19 @@ def enter(layout: Layout, rank: int) -> None:
 
 
 @contextmanager
-def recorded_strategy(path: Path) -> Iterator[None]:
+def recorded_strategy(path: Path, trained_only: bool = True) -> Iterator[None]:
     """What is compiled within it under semi-auto parallel leaves its layout in the file; in data parallel nothing does.
 
-    Whatever is compiled later would write over it.
+    trained_only: of parameters that have a gradient alone. Whatever is compiled later would write over the file.
     """
     import mindspore
 
-    mindspore.set_auto_parallel_context(strategy_ckpt_config={"save_file": str(path)})
+    def record(file: str, trained_only: bool) -> None:
+        words = {"save_file": file, "only_trainable_params": trained_only}
+        mindspore.set_auto_parallel_context(strategy_ckpt_config=words)
+
+    record(str(path), trained_only)
     try:
         yield
     finally:
-        mindspore.set_auto_parallel_context(strategy_ckpt_config={"save_file": ""})
+        record("", True)

@@ -6,6 +6,7 @@ A group is called after its size and the hash of its ranks joined by "-", the ha
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 WORLD = "nccl_world_group"  # the group of all workers, where the gate is open
 _WORD = (1 << 64) - 1
@@ -19,6 +20,7 @@ def group_name(ranks: Sequence[int]) -> str:
     return f"{len(ordered)}-{_hash('-'.join(map(str, ordered)).encode())}"
 
 
+@lru_cache(maxsize=1)
 def known_groups(world: int) -> dict[str, tuple[int, ...]]:
     """Name -> ranks of every group that a grid of `world` workers can have: base + i s1 + j s2."""
     return {group_name(ranks): ranks for ranks in set(_lattices(world))}

@@ -15,6 +15,8 @@ from pathlib import Path
 from mindrlhf.runtime.errors import CorruptCheckpoint, IncompleteCheckpoint, UserError, some
 from mindrlhf.runtime.files import PathLike, replacing
 
+STRATEGY = "strategy"  # the folder of these files in an output folder
+
 _NAME = re.compile(r"ckpt_strategy_rank_(\d+)\.ckpt")
 # What optimizers put before the name of a parameter to name its state; strategies list it, checkpoints mostly do not.
 _STATES = (
@@ -117,7 +119,7 @@ def write_strategy(path: PathLike, shapes: Mapping[str, Sequence[int]], world: i
     The files of ranks that an earlier, larger run left beside it are removed.
     """
     write_layouts(path, {name: TensorLayout((world,), ((),) * len(shape)) for name, shape in shapes.items()})
-    _remove_beyond(Path(path).parent, world)
+    remove_beyond(Path(path).parent, world)
 
 
 def write_layouts(path: PathLike, layouts: Mapping[str, TensorLayout], stage: int = 0) -> None:
@@ -158,10 +160,11 @@ def write_stages(folder: PathLike, stages: Sequence[Mapping[str, TensorLayout]])
         for _ in range(size):
             write_layouts(strategy_path(folder, rank), layouts, stage)
             rank += 1
-    _remove_beyond(Path(folder), rank)
+    remove_beyond(Path(folder), rank)
 
 
-def _remove_beyond(folder: Path, world: int) -> None:
+def remove_beyond(folder: Path, world: int) -> None:
+    """Remove the files of ranks that an earlier, larger run left."""
     for other in strategy_ranks(folder):
         if other >= world:
             strategy_path(folder, other).unlink(missing_ok=True)

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 FOLDER = "best"
 NOTE = "best.json"
-STRATEGY = "strategy"
 PREFIX = "eval_"
 
 
@@ -151,9 +150,6 @@ class Best:
         device.barrier()
         trainer.save(temporary, self.step or 0)
         if device.rank == 0:
-            # Where the parallel passes lay tensors out, MindSpore has written the strategy, once.
-            if not (temporary / STRATEGY).exists() and (output / STRATEGY).is_dir():
-                shutil.copytree(output / STRATEGY, temporary / STRATEGY)
             write_json(temporary / NOTE, {"step": self.step, "metric": PREFIX + self.metric, "value": self.value})
             commit(temporary, final)
         device.barrier()

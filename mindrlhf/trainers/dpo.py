@@ -16,20 +16,19 @@ from mindrlhf.data.batches import Counts, PreferenceBatches, batch_shape, count,
 from mindrlhf.data.records import Pair, PairRecords
 from mindrlhf.data.rows import COLLATIONS, Rows
 from mindrlhf.parallel.layout import Layout
-from mindrlhf.parallel.slices import Box
-from mindrlhf.parallel.strategy import strategy_path, write_strategy
+from mindrlhf.parallel.strategy import STRATEGY, remove_beyond, strategy_path, write_strategy
 from mindrlhf.runtime.device import Device
 from mindrlhf.runtime.errors import UserError
-from mindrlhf.runtime.files import require_writable, write_json, write_text
+from mindrlhf.runtime.files import replacing, require_writable, write_json, write_text
 from mindrlhf.runtime.logging import log
 from mindrlhf.trainers import provenance
-from mindrlhf.trainers.graph import build_step, fields_of, filler
+from mindrlhf.trainers.graph import build_step, check_layout, fields_of, filler
 from mindrlhf.trainers.loop import total_steps
 from mindrlhf.trainers.optimizer import build_optimizer, learning_rates, optimizer_state
 from mindrlhf.trainers.policy import build_options, check_routing, find_source
 from mindrlhf.trainers.reference import PREFIX, OnlineReference
 from mindrlhf.trainers.registry import LossSettings, build_preference_cell, loss_settings
-from mindrlhf.trainers.weights import compiled_slices, first_weights, load_slices, named
+from mindrlhf.trainers.weights import Slices, compiled_slices, first_weights, load_slices, named
 
 # Bounds (relative, absolute) of |logp - ref| before the first update, where policy and reference are the same weights.
 FIRST_STEP = {"float32": (1e-5, 1e-3), "float16": (2e-2, 1e-3), "bfloat16": (2e-2, 1e-3)}
@@ -50,16 +49,7 @@ class DPOTrainer:
         self.micro, self.passes = split_micro_batches(
             config.train.global_batch_pairs, layout.data_parallel, config.train.micro_batch_pairs
         )
-        if self.passes > 1 and layout.semi_auto:
-            raise UserError(
-                "train.micro_batch_pairs: a step of several passes is not supported with model_parallel or "
-                f"optimizer_shard; use {self.micro * self.passes}, or a smaller train.global_batch_pairs"
-            )
-        if layout.pipeline_stage > 1 and (evaluated or self.loss.reference == "online"):
-            raise UserError(
-                f"parallel.pipeline_stage is {layout.pipeline_stage}, in which a model is trained alone; leave "
-                f"--eval_dataset and rlhf.reference=online out, and evaluate the merged weights with --run_mode eval"
-            )
+        check_layout(config, layout, self.loss)
         self.source = find_source(config)
         check_routing(config, self.source.family, layout)
         self.tokenizer = provenance.find_tokenizer(config, self.source.weights.folder, opened[0])
@@ -73,7 +63,7 @@ class DPOTrainer:
         layout.check_model(family.shape(self.source.hf_config), self.shape.length)
         self.cell = build_preference_cell(family, model_config, self.loss, layout.of_model, config.data.layout)
         self.parameters = named(self.cell)
-        self.boxes: dict[str, Box] | None = None  # of each parameter's tensor, where this rank holds a slice of it
+        self.slices: Slices | None = None  # what this rank holds, where it does not hold everything
         fingerprint = first_weights(self.source, self.parameters, device, layout)
         self.reference = self._online_reference(model_config["vocab_size"])
         if self.reference:
@@ -90,18 +80,17 @@ class DPOTrainer:
 
     def _lay_out(self) -> None:
         """Compile, by which every parameter becomes the slice that this rank holds, and read those slices."""
-        config, device, training = self.config, self.device, self.config.run_mode == "train"
-        batch = filler(config, self.shape.length, self.shape.scored)
+        device, training = self.device, self.config.run_mode == "train"
+        batch = filler(self.config, self.layout, self.shape.length, self.shape.scored)
         rows = tuple(map(Tensor, batch))
+        self.cell.set_train(training)
         run, inputs = (self.step, (True, *fields_of(batch, self.layout))) if training else (self.cell, rows)
-        file = strategy_path(Path(config.output_dir) / "strategy", device.rank)
-        boxes = compiled_slices(run, inputs, file, device.rank, self.layout)
+        found = self.slices = compiled_slices(run, inputs, self.parameters, device.rank, self.layout)
         # Those of another stage of the pipeline are empty here.
-        self.parameters = {name: parameter for name, parameter in self.parameters.items() if name in boxes}
-        self.boxes = {name: boxes[name] for name in self.parameters}
-        load_slices(self.source, self.parameters, self.boxes, device.rank, device.world)
+        self.parameters = {name: parameter for name, parameter in self.parameters.items() if name in found.boxes}
+        load_slices(self.source, self.parameters, found.boxes, device.rank, device.world)
         if self.reference:
-            self.reference.lay_out(rows, file.with_name(f".reference_{device.rank}"), device, self.layout)
+            self.reference.lay_out(rows, device, self.layout)
 
     def _online_reference(self, vocabulary: int) -> OnlineReference | None:
         """The frozen copy, where rlhf.reference asks for one."""
@@ -284,6 +273,7 @@ class DPOTrainer:
             "train.max_grad_norm": self.config.train.max_grad_norm,
             "total_steps": len(self.learning_rates) if self.config.lr_schedule.type != "constant" else None,
             "workers": self.device.world if self.layout.semi_auto else None,
+            "layout": str(self.layout) if self.layout.semi_auto else None,
         }
 
     def save(self, folder: Path, step: int) -> Path:
@@ -298,11 +288,16 @@ class DPOTrainer:
             world=device.world,
             barrier=device.barrier,
             replicated=not self.layout.semi_auto,
-            boxes=self.boxes,
+            boxes=self.slices.boxes if self.slices else None,
         )
-        if not self.layout.semi_auto:
-            shapes = {name: array.shape for name, array in arrays.items()}
-            write_strategy(strategy_path(folder / "strategy", device.rank), shapes, device.world)
+        strategy = strategy_path(folder / STRATEGY, device.rank)
+        if self.slices:
+            with replacing(strategy) as temporary:
+                temporary.write_bytes(self.slices.strategy)
+        else:
+            write_strategy(strategy, {name: array.shape for name, array in arrays.items()}, device.world)
+        if device.rank == 0:
+            remove_beyond(strategy.parent, device.world)
         if device.rank == 0:
             store.carry_files(self.source.weights.folder, network, self.tokenizer.files if self.tokenizer else ())
             if self.tokenizer and not self.tokenizer.template_is_own:

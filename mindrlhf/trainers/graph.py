@@ -8,6 +8,7 @@ from mindspore import Tensor, nn
 from mindrlhf.cells.pipeline import MicroBatches, PipelineStep
 from mindrlhf.cells.train_step import TrainStep
 from mindrlhf.config.schema import Config
+from mindrlhf.data.batches import split_micro_batches
 from mindrlhf.data.rows import COLLATIONS, Rows, row_length
 from mindrlhf.parallel.dry_run import Graph
 from mindrlhf.parallel.layout import Layout
@@ -16,7 +17,7 @@ from mindrlhf.runtime.errors import UserError
 from mindrlhf.trainers.architecture import Architecture
 from mindrlhf.trainers.optimizer import build_optimizer
 from mindrlhf.trainers.policy import build_options, check_routing
-from mindrlhf.trainers.registry import build_preference_cell, loss_settings
+from mindrlhf.trainers.registry import LossSettings, build_preference_cell, loss_settings
 
 
 def build_step(cell: nn.Cell, optimizer: nn.Optimizer, config: Config, layout: Layout, passes: int) -> nn.Cell:
@@ -44,9 +45,31 @@ def by_part(rows: Rows, parts: int) -> Rows:
     return rows._replace(**repeated)
 
 
-def filler(config: Config, length: int, scored: int) -> Rows:
-    """A global batch of no pairs: rows of `length` tokens, `scored` of them to be scored."""
-    return COLLATIONS[config.data.layout].collate([None] * config.train.global_batch_pairs, length, scored, 1, 1)
+def check_layout(config: Config, layout: Layout, loss: LossSettings) -> None:
+    """UserError for what a run cannot do under its layout."""
+    train = config.train
+    micro, passes = split_micro_batches(train.global_batch_pairs, layout.data_parallel, train.micro_batch_pairs)
+    if passes > 1 and layout.semi_auto:
+        raise UserError(
+            f"train.micro_batch_pairs: a step of several passes is not supported with model_parallel, pipeline_stage "
+            f"or optimizer_shard; use {micro * passes}, or a smaller train.global_batch_pairs"
+        )
+    if layout.pipeline_stage > 1 and (config.data.eval or loss.reference == "online"):
+        raise UserError(
+            f"parallel.pipeline_stage is {layout.pipeline_stage}, in which a model is trained alone; leave "
+            f"--eval_dataset and rlhf.reference=online out, and evaluate the merged weights with --run_mode eval"
+        )
+
+
+def filler(config: Config, layout: Layout, length: int, scored: int) -> Rows:
+    """What a worker is given of a batch in one pass, of no pairs: rows of `length` tokens, `scored` of them scored.
+
+    Under semi-auto parallel that is the whole batch, of which the passes take each worker's part.
+    """
+    pairs = config.train.global_batch_pairs
+    if not layout.semi_auto:
+        pairs, _ = split_micro_batches(pairs, layout.data_parallel, config.train.micro_batch_pairs)
+    return COLLATIONS[config.data.layout].collate([None] * pairs, length, scored, 1, 1)
 
 
 def training_graph(config: Config, device: Device, layout: Layout, architecture: Architecture) -> Graph:
@@ -60,11 +83,14 @@ def training_graph(config: Config, device: Device, layout: Layout, architecture:
     layout.check_model(family.shape(hf_config), length)
     model_config = family.from_hf_config(hf_config, build_options(config, device, length, layout))
     loss = loss_settings(config)
+    check_layout(config, layout, loss)
     cell = build_preference_cell(family, model_config, loss, layout.of_model, config.data.layout)
     optimizer = build_optimizer(cell, config.optimizer, np.full(1, config.optimizer.learning_rate))
-    step = build_step(cell, optimizer, config, layout, passes=1)
+    train = config.train
+    _, passes = split_micro_batches(train.global_batch_pairs, layout.data_parallel, train.micro_batch_pairs)
+    step = build_step(cell, optimizer, config, layout, passes)
     step.set_train()
-    return Graph(step, cell, (True, *fields_of(filler(config, length, length), layout)))
+    return Graph(step, cell, (True, *fields_of(filler(config, layout, length, length), layout)))
 
 
 def row_length_of(config: Config) -> int:

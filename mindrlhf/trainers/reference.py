@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -122,11 +121,11 @@ class OnlineReference:
             # The policy's have the same names, and a strategy or a checkpoint tells parameters by these.
             parameter.name = PREFIX + parameter.name
 
-    def lay_out(self, rows: Sequence[Tensor], scratch: Path, device: Device, layout: Layout) -> None:
+    def lay_out(self, rows: Sequence[Tensor], device: Device, layout: Layout) -> None:
         """Compile under semi-auto parallel for such rows, and read the slices that this rank holds."""
-        boxes = compiled_slices(self.cell, rows[: len(SCORED)], scratch, device.rank, layout)
-        scratch.unlink()
-        mine = {name[len(PREFIX) :]: box for name, box in boxes.items()}
+        weights = {parameter.name: parameter for parameter in self.parameters.values()}
+        found = compiled_slices(self.cell, rows[: len(SCORED)], weights, device.rank, layout)
+        mine = {name[len(PREFIX) :]: box for name, box in found.boxes.items()}
         load_slices(self.source, self.parameters, mine, device.rank, device.world)
 
     def fill(self, rows: Rows) -> Rows:

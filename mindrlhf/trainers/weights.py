@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from mindrlhf.checkpoint import store
 from mindrlhf.checkpoint.tensors import Tensors
@@ -15,13 +20,12 @@ from mindrlhf.parallel.layout import Layout
 from mindrlhf.parallel.slices import Box, box_of
 from mindrlhf.parallel.strategy import read_strategy
 from mindrlhf.runtime.device import Device
-from mindrlhf.runtime.errors import IncompleteCheckpoint, misfits
+from mindrlhf.runtime.errors import IncompleteCheckpoint, misfits, some
 from mindrlhf.trainers.policy import Source
 
 DIGEST = 64  # letters of a fingerprint
 
 if TYPE_CHECKING:
-    import numpy as np
     from mindspore import Parameter, nn
 
     Arrays = dict[str, np.ndarray]
@@ -55,13 +59,14 @@ def first_weights(source: Source, parameters: Parameters, device: Device, layout
     """
     if not layout.semi_auto:
         return load_weights(source, parameters)
+    device.barrier()  # so that no rank still waits for its peers to appear while the first one reads
     return device.of_first(_fingerprint(source, parameters) if device.rank == 0 else "0" * DIGEST)
 
 
 def _fingerprint(source: Source, parameters: Parameters) -> str:
     with _opened(source) as tensors:
         tensors.check(parameters)
-        return store.fingerprint(pair for group in tensors.groups for pair in tensors.read(group)[1].items())
+        return store.fingerprint(pair for group in tensors.groups for pair in tensors.sampled(group))
 
 
 def load_slices(
@@ -84,22 +89,51 @@ def named(model: nn.Cell) -> dict[str, Parameter]:
     return {parameter.name: parameter for parameter in model.get_parameters()}
 
 
-def compiled_slices(
-    cell: nn.Cell, inputs: Sequence[Any], strategy_file: Path, rank: int, layout: Layout
-) -> dict[str, Box]:
+@dataclass(frozen=True)
+class Slices:
+    """What a rank holds. boxes: of each parameter's whole tensor; one of another stage of the pipeline has none.
+    strategy: MindSpore's file that says so."""
+
+    boxes: dict[str, Box]
+    strategy: bytes
+
+
+def compiled_slices(cell: nn.Cell, inputs: Sequence[Any], weights: Parameters, rank: int, layout: Layout) -> Slices:
     """Compile `cell` under semi-auto parallel: each of its parameters becomes the slice that this rank holds.
 
-    Returns which box of its tensor each is; a parameter of another stage of the pipeline has none.
+    weights: those of its parameters whose slices are wanted, by the names that they have now.
     """
-    full = {name: tuple(parameter.shape) for name, parameter in named(cell).items()}
-    with recorded_strategy(strategy_file):
-        cell.compile(*inputs)
+    full = {name: tuple(parameter.shape) for name, parameter in weights.items()}
+    trained_only = any(parameter.requires_grad for parameter in weights.values())
+    with TemporaryDirectory(prefix="mindrlhf-strategy-") as scratch:
+        file = Path(scratch) / "strategy.ckpt"
+        with recorded_strategy(file, trained_only):
+            cell.compile(*inputs)
+        layouts, strategy = read_strategy(file), file.read_bytes()
+    lost = full.keys() - layouts.keys()
+    if lost and layout.pipeline_stage == 1:
+        raise RuntimeError(f"MindSpore has given {len(lost)} parameters no layout: {some(sorted(lost))}")
     per_stage = layout.world // layout.pipeline_stage
-    return {
-        name: box_of(found, full[name], rank % per_stage)
-        for name, found in read_strategy(strategy_file).items()
-        if name in full
-    }
+    boxes = {name: box_of(layouts[name], full[name], rank % per_stage) for name in full if name in layouts}
+    return Slices(boxes, strategy)
+
+
+class _Sampled:
+    """A tensor on the disk as `store.fingerprint` asks it: for its shape, and for single values."""
+
+    def __init__(self, opened: Tensors, name: str) -> None:
+        self.opened, self.name = opened, name
+        self.shape = opened.specs[name].shape
+        self.size = math.prod(self.shape)
+
+    @property
+    def flat(self) -> _Sampled:
+        return self
+
+    def __getitem__(self, places: np.ndarray) -> np.ndarray:
+        indices = zip(*np.unravel_index(places, self.shape))
+        found = [self.opened.read(self.name, tuple((int(at), int(at) + 1) for at in index)) for index in indices]
+        return np.concatenate([value.reshape(1) for value in found])
 
 
 class _Grouped:
@@ -128,6 +162,14 @@ class _Grouped:
             return ours, dict(zip(group.hf, group.split(*ours.values())))
         theirs = {name: self.opened.read(name) for name in group.hf}
         return dict(zip(group.ms, group.join(*theirs.values()))), theirs
+
+    def sampled(self, group: Group) -> Iterator[tuple[str, Any]]:
+        """Those of a group under Hugging Face's names, unread where they lie on the disk as they are there."""
+        if self.ours and group.join is not same:
+            yield from self.read(group)[1].items()
+        else:
+            lying = group.ms if self.ours else tuple(group.hf)
+            yield from ((theirs, _Sampled(self.opened, name)) for theirs, name in zip(group.hf, lying))
 
     def cut(self, group: Group, boxes: Mapping[str, Box]) -> Iterator[tuple[str, np.ndarray]]:
         """Those of a group's tensors that `boxes` names, cut to these."""

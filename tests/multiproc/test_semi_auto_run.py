@@ -23,6 +23,7 @@ pytestmark = [
 RUN = (Path(__file__).with_name("semi_auto_run.py")).relative_to(ROOT)
 STEPS, SEQ_LEN = 4, 65
 SPLIT = "parallel.model_parallel=2"
+BEST = ("--eval_dataset", "train.mindrecord", "train.eval_steps=2", "train.metric_for_best_model=rewards/margins")
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Shell:
         *("tools/dpo_preprocess.py", *CONFIG, "--src", "data/train.jsonl", "--dataset_type", "cvalues"),
         *("--dst", "train.mindrecord", "--tokenizer", "model", "--load_checkpoint", "model", "--seq_len", SEQ_LEN),
     )
-    train(shell, "one", "model", workers=0)
+    train(shell, "one", "model", *BEST, workers=0)
     return shell
 
 
@@ -50,6 +51,10 @@ def train(shell: Shell, output: str, source: str, *more: str, workers: int = 2) 
 
 
 def steps(shell: Shell, output: str) -> list[dict[str, Any]]:
+    return [row for row in rows(shell, output) if "loss" in row]
+
+
+def rows(shell: Shell, output: str) -> list[dict[str, Any]]:
     lines = (shell.folder / output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
@@ -61,7 +66,7 @@ def weights(shell: Shell, folder: str) -> dict[str, np.ndarray]:
 @pytest.fixture(scope="module")
 def shared(place: Shell) -> Shell:
     """`two`: the same run, the matrices in two parts."""
-    train(place, "two", "model")
+    train(place, "two", "model", *BEST)
     return place
 
 
@@ -89,6 +94,37 @@ def test_each_worker_saves_its_half_and_the_merge_is_the_model(shared: Shell) ->
     for name, array in one.items():
         # AdamW moves every entry by about the learning rate at each step.
         np.testing.assert_allclose(merged[name], array, rtol=0, atol=0.05 * STEPS * 1e-3, err_msg=name)
+
+
+def test_evaluations_and_the_best_weights(shared: Shell) -> None:
+    """They come from a graph of their own, which leaves the layout of the training alone."""
+    ours, theirs = ([row for row in rows(shared, name) if "eval_loss" in row] for name in ("two", "one"))
+    assert [row["step"] for row in ours] == [row["step"] for row in theirs] == [0, 2, 4]
+    for mine, other in zip(ours, theirs):
+        assert mine["eval_loss"] == pytest.approx(other["eval_loss"], rel=1e-4)
+    best = shared.folder / "two" / "best"
+    strategies = [folder / "strategy" / "ckpt_strategy_rank_1.ckpt" for folder in (shared.folder / "two", best)]
+    assert strategies[0].read_bytes() == strategies[1].read_bytes()
+    assert weights(shared, "two/best").keys() == weights(shared, "one").keys()
+
+
+def test_an_evaluation_alone_leaves_the_strategy_alone(shared: Shell) -> None:
+    strategy = shared.folder / "two" / "strategy" / "ckpt_strategy_rank_0.ckpt"
+    before = strategy.read_bytes()
+    given = ["--run_mode", "eval", "--eval_dataset", "train.mindrecord", "--load_checkpoint", "two", "output_dir=two"]
+    more = [*TRAINING, SPLIT, "rlhf.other_reference=accept"]
+    ended = shared(RUN, *CONFIG, *given, *more, workers=2)
+    assert ended.code == 0, ended.err or ended.out
+    assert strategy.read_bytes() == before
+    (alone,) = (json.loads(line) for line in (shared.folder / "two" / "eval_metrics.jsonl").read_text().splitlines())
+    last = [row for row in rows(shared, "two") if "eval_loss" in row][-1]
+    assert alone["eval_loss"] == pytest.approx(last["eval_loss"], rel=1e-6)
+
+
+def test_a_reference_beside_it_in_slices(shared: Shell) -> None:
+    train(shared, "online", "model", "rlhf.reference=online")
+    for mine, other in zip(steps(shared, "online"), steps(shared, "two")):
+        assert mine["loss"] == pytest.approx(other["loss"], rel=1e-4)
 
 
 def test_a_run_cut_in_two_is_the_uninterrupted_one(shared: Shell) -> None:

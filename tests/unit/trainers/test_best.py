@@ -267,11 +267,3 @@ def test_killed_at_any_call_it_leaves_the_old_or_the_new_one(tmp_path: Path, mon
         assert note(output)["step"] == weight(output / "best") == 4
     assert survived > 8
     assert (absent, found_new > 0) == (1, True), "absent between the two renames alone"
-
-
-def test_the_strategy_of_split_tensors_is_carried_along(tmp_path: Path) -> None:
-    """The fake writes none, as where MindSpore has written it once, under the run's folder."""
-    (tmp_path / "strategy").mkdir()
-    (tmp_path / "strategy" / "ckpt_strategy_rank_0.ckpt").write_bytes(b"layout")
-    run(tmp_path, **MARGIN)
-    assert (tmp_path / "best" / "strategy" / "ckpt_strategy_rank_0.ckpt").read_bytes() == b"layout"

@@ -1,4 +1,8 @@
-"""The manifest of a checkpoint folder: what belongs to it and what its bytes are. It is written last and read first."""
+"""The manifest of a saved step: which files belong to it and what their bytes are. It is written last and read first.
+
+Every rank says what its own file is in an entry beside it; rank 0 gathers the entries into the one manifest, so that
+no rank hashes the file of another. (What a rank's weight file is says `rank_manifest`.)
+"""
 
 from __future__ import annotations
 
@@ -12,8 +16,9 @@ from mindrlhf.checkpoint.store import tensor_table
 from mindrlhf.runtime.errors import CorruptCheckpoint, IncompleteCheckpoint
 from mindrlhf.runtime.files import PathLike, sha256_file, write_json
 
-MANIFEST = "manifest.json"
-FORMAT_VERSION = 1
+STEP_MANIFEST = "manifest.json"
+STEP_FORMAT = 1
+_ENTRY = "entry.json"  # beside a state file until the manifest is written
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,7 @@ class FileEntry:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class StepManifest:
     """One committed step.
 
     world_size: ranks of the run. replicated: one file, rank 0's, stands for all. files: by path relative to the
@@ -38,22 +43,48 @@ class Manifest:
     replicated: bool
     files: dict[str, FileEntry]
     state: dict[str, Any]
-    format_version: int = FORMAT_VERSION
+    format_version: int = STEP_FORMAT
 
 
-def write_manifest(
+def write_entry(file: PathLike) -> None:
+    """Say beside the .safetensors file, which is on the disk already, what it is: for `write_step_manifest`."""
+    path = Path(file)
+    entry = FileEntry(path.stat().st_size, sha256_file(path), tensor_table(path))
+    write_json(path.with_name(_ENTRY), asdict(entry))
+
+
+def write_step_manifest(
     folder: PathLike, *, step: int, world_size: int, replicated: bool, names: list[str], state: Mapping[str, Any]
 ) -> None:
-    """Write the manifest over the .safetensors files `names` (relative to `folder`), which are on the disk already."""
-    files = {}
+    """Write the manifest over the files `names` (relative to `folder`) from their entries, which are removed first.
+
+    No file is read. Raises `IncompleteCheckpoint` where a file or its entry is not there, `CorruptCheckpoint` where a
+    file has another size than its entry says.
+    """
+    files = {name: _taken(Path(folder) / name) for name in names}
     for name in names:
-        path = Path(folder) / name
-        files[name] = FileEntry(path.stat().st_size, sha256_file(path), tensor_table(path))
-    manifest = Manifest(step, world_size, replicated, files, dict(state))
-    write_json(Path(folder) / MANIFEST, asdict(manifest))
+        (Path(folder) / name).with_name(_ENTRY).unlink()
+    manifest = StepManifest(step, world_size, replicated, files, dict(state))
+    write_json(Path(folder) / STEP_MANIFEST, asdict(manifest))
 
 
-def verify(folder: PathLike, *, contents: bool = True) -> Manifest:
+def _taken(path: Path) -> FileEntry:
+    """What the rank that wrote the file says of it."""
+    try:
+        entry = FileEntry(**json.loads(path.with_name(_ENTRY).read_text(encoding="utf-8")))
+        size = path.stat().st_size
+    except FileNotFoundError as error:
+        raise IncompleteCheckpoint(
+            f"{path.parent} was not written where rank 0 can see it; give an output_dir that all machines share"
+        ) from error
+    except (ValueError, TypeError) as error:
+        raise CorruptCheckpoint(f"{path.with_name(_ENTRY)} is damaged: {error}; save again") from error
+    if size != entry.size:
+        raise CorruptCheckpoint(f"{path} has {size} bytes, its rank wrote {entry.size}; save again")
+    return entry
+
+
+def verify_step(folder: PathLike, *, contents: bool = True) -> StepManifest:
     """The manifest of `folder`, every file of it checked: size and, with `contents`, sha256.
 
     Raises `IncompleteCheckpoint` where the manifest or a file is missing, `CorruptCheckpoint` for anything else.
@@ -66,32 +97,38 @@ def verify(folder: PathLike, *, contents: bool = True) -> Manifest:
         size = path.stat().st_size
         if size != entry.size:
             raise CorruptCheckpoint(f"{path} is damaged: it has {size} bytes, its manifest says {entry.size}")
-        if contents and sha256_file(path) != entry.sha256:
-            raise CorruptCheckpoint(f"{path} is damaged: its sha256 is not the one in its manifest")
+        if contents:
+            check_contents(path, entry)
     return manifest
 
 
-def _read(folder: Path) -> Manifest:
-    path = folder / MANIFEST
+def check_contents(path: Path, entry: FileEntry) -> None:
+    """Raise `CorruptCheckpoint` where the bytes of a file are not those of its entry."""
+    if sha256_file(path) != entry.sha256:
+        raise CorruptCheckpoint(f"{path} is damaged: its sha256 is not the one in its manifest")
+
+
+def _read(folder: Path) -> StepManifest:
+    path = folder / STEP_MANIFEST
     if not path.is_file():
-        raise IncompleteCheckpoint(f"{folder} is incomplete: it has no {MANIFEST}, so its save was never finished")
+        raise IncompleteCheckpoint(f"{folder} is incomplete: it has no {STEP_MANIFEST}, so its save was never finished")
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
         version = fields["format_version"]
-        if version == FORMAT_VERSION:
+        if version == STEP_FORMAT:
             entries = {name: FileEntry(**entry) for name, entry in fields.pop("files").items()}
-            manifest = Manifest(files=entries, **fields)
+            manifest = StepManifest(files=entries, **fields)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CorruptCheckpoint(f"{path} is damaged: {error}") from error
-    if version != FORMAT_VERSION:
-        raise CorruptCheckpoint(f"{path} has format version {version!r}; this version reads {FORMAT_VERSION}")
-    fault = _fault(manifest)
+    if version != STEP_FORMAT:
+        raise CorruptCheckpoint(f"{path} has format version {version!r}; this version reads {STEP_FORMAT}")
+    fault = _step_fault(manifest)
     if fault:
         raise CorruptCheckpoint(f"{path} is damaged: {fault}")
     return manifest
 
 
-def _fault(manifest: Manifest) -> str | None:
+def _step_fault(manifest: StepManifest) -> str | None:
     """What is wrong with the values of a manifest."""
     if type(manifest.step) is not int or type(manifest.world_size) is not int or manifest.world_size < 1:
         return "step and world_size must be whole numbers"
@@ -112,5 +149,5 @@ def _inside(folder: Path, name: str) -> Path:
     path = folder / name
     outside = folder.resolve() not in path.resolve().parents
     if pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name or outside:
-        raise CorruptCheckpoint(f"{folder / MANIFEST} names {name!r}, which lies outside its folder")
+        raise CorruptCheckpoint(f"{folder / STEP_MANIFEST} names {name!r}, which lies outside its folder")
     return path
