@@ -135,9 +135,9 @@ def write_network(
     """Write the weights of `rank` under `output_dir`, each file with its manifest; return `checkpoint_network`.
 
     step: updates done. replicated: every rank holds the same arrays, so rank 0 writes and the others link. barrier:
-    waits for all ranks; called by every one of them, equally often. save: a name that this save has on all ranks, and no
-    other save has. boxes: which box of the full tensor each array is, so that a strategy of another layout is known when
-    they are read. Rank folders that an earlier run left are removed. The other ranks may be at it still on the return.
+    waits for all ranks; called by every one of them, equally often. save: a name that this save has on all ranks, and
+    no other save has. boxes: which box of the full tensor each array is, so that a strategy of another layout is known
+    when they are read. Rank folders that an earlier run left are removed. Other ranks may still write on the return.
     """
     path = network_file(output_dir, rank)
     network = path.parent.parent

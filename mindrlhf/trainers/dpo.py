@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 from typing import Any, Callable
 
@@ -288,6 +289,7 @@ class DPOTrainer:
             world=device.world,
             barrier=device.barrier,
             replicated=not self.layout.semi_auto,
+            save=device.of_first(uuid.uuid4().hex),
             boxes=self.slices.boxes if self.slices else None,
         )
         strategy = strategy_path(folder / STRATEGY, device.rank)

@@ -6,7 +6,9 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Protocol
+from typing import Any, Callable, Protocol
+
+import numpy as np
 
 from mindrlhf.checkpoint import resume
 from mindrlhf.config.schema import Config
@@ -18,9 +20,6 @@ from mindrlhf.runtime.metrics import MetricsWriter, read_metrics
 from mindrlhf.runtime.progress import Progress
 from mindrlhf.runtime.report import draw_curves
 from mindrlhf.trainers.best import FOLDER, PREFIX, Best, recover
-
-if TYPE_CHECKING:
-    import numpy as np
 
 METRICS_FILE = "metrics.jsonl"
 CURVES_FILE = "curves.png"
@@ -202,11 +201,16 @@ def _save_step(trainer: Trainer, evaluations: _Evaluations, output: Path, step: 
 
 def _resume(trainer: Trainer, evaluations: _Evaluations, output: Path, steps: int) -> int:
     device = evaluations.device
-    path = resume.latest(output)
-    if path is None:
+    found = resume.read_newest(
+        output,
+        device.rank if trainer.layout.semi_auto else 0,
+        agree=lambda good: int(device.all_sum(np.array([good], np.float32))[0]) == device.world,
+        of_first=device.of_first,
+    )
+    if found is None:
         log(f"nothing to resume under {output}; starting at step 1")
         return 0
-    arrays, state = resume.read_step(path, device.rank if trainer.layout.semi_auto else 0)
+    path, arrays, state = found
     mine = trainer.identity()
     other = sorted(key for key in mine if mine[key] != state.get(key))
     if other:

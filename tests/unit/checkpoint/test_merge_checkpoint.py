@@ -32,7 +32,9 @@ def out(tmp_path: Path) -> Path:
 def finished_run(folder: Path, world: int) -> Path:
     """What a data-parallel run leaves."""
     for rank in range(world):
-        store.write_network(folder, ARRAYS, step=7, rank=rank, world=world, barrier=lambda: None, replicated=True)
+        store.write_network(
+            folder, ARRAYS, step=7, rank=rank, world=world, barrier=lambda: None, replicated=True, save="s"
+        )
         write_strategy(strategy_path(folder / "strategy", rank), SHAPES, world)
     for name in ("config.json", "tokenizer.json"):
         (folder / "checkpoint_network" / name).write_text("{}")

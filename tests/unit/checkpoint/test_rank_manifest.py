@@ -40,6 +40,7 @@ def save_all(folder: Path, save: int, *, replicated: bool, world: int = 2) -> No
                 world=world,
                 barrier=barrier.wait,
                 replicated=replicated,
+                save=f"save {save}",
             )
         except BaseException as error:  # noqa: BLE001
             failed.append(error)
@@ -76,7 +77,7 @@ def test_all_ranks_of_a_save_say_so(tmp_path: Path, replicated: bool) -> None:
         assert found[0].save == found[1].save
         names.add(found[0].save)
         assert sorted(place.name for place in (tmp_path / "checkpoint_network").iterdir()) == ["rank_0", "rank_1"]
-    assert len(names) == 2
+    assert names == {"save 1", "save 2"}
 
 
 def until_killed(function: Callable[..., object], left_to_do: Iterator[int]) -> Callable[..., object]:
@@ -153,6 +154,7 @@ def test_a_save_knows_which_boxes_its_ranks_hold(tmp_path: Path) -> None:
             world=2,
             barrier=lambda: None,
             replicated=False,
+            save="save 1",
             boxes={"a.weight": box},
         )
     files = [store.network_file(tmp_path, rank) for rank in range(2)]

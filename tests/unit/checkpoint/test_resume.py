@@ -3,14 +3,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import threading
 from pathlib import Path
 from typing import Any, Callable
 
 import numpy as np
 import pytest
 
-from mindrlhf.checkpoint.resume import latest, read_step, save_step
+from mindrlhf.checkpoint.resume import latest, read_newest, read_step, save_step
+from mindrlhf.checkpoint.step_manifest import write_entry, write_step_manifest
 from mindrlhf.runtime.errors import CorruptCheckpoint, IncompleteCheckpoint
 
 STATE = "rank_0/state.safetensors"
@@ -214,45 +214,36 @@ def test_a_run_started_anew_is_not_resumed_from_the_old_one(tmp_path: Path, caps
     assert "step-30 is of an earlier run beyond the step-10 just saved: removed" in capsys.readouterr().err
 
 
-def save_from_two_ranks(folder: Path, *, replicated: bool) -> None:
-    gate = threading.Barrier(2)
-
-    def barrier() -> None:
-        gate.wait(timeout=30)
-
-    def one(rank: int) -> None:
-        save_step(
-            folder,
-            4,
-            arrays(4, rank),
-            {"seed": 1},
-            rank=rank,
-            world=2,
-            barrier=barrier,
-            keep=2,
-            replicated=replicated,
-        )
-
-    threads = [threading.Thread(target=one, args=(rank,)) for rank in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+def test_a_single_process_resumes_without_anyone_to_ask(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert read_newest(tmp_path, 0) is None
+    save(tmp_path, 1)
+    newest = save(tmp_path, 2)
+    found = read_newest(tmp_path, 0)
+    assert found
+    assert (found.path, found.state["cursor"]["batch"]) == (newest, 2)
+    flip(newest / STATE)
+    found = read_newest(tmp_path, 0)
+    assert found
+    assert (found.path.name, found.arrays["weight"][0, 0]) == ("step-1", 1)
+    assert capsys.readouterr().err.startswith("warning: step-2 is skipped: ")
 
 
-def test_replicas_are_written_once_and_read_by_every_rank(tmp_path: Path) -> None:
-    save_from_two_ranks(tmp_path, replicated=True)
-    path = tmp_path / "checkpoint" / "step-4"
-    assert sorted(os.listdir(path)) == ["manifest.json", "rank_0"]
-    for rank in range(2):
-        found, state = read_step(path, rank)
-        assert found["adam_m.weight"][0, 0] == 0.5
-        assert state == {"seed": 1}
+def test_rank_0_gathers_only_what_is_there_and_whole(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    folder = tmp_path / "checkpoint" / "step-1"
+    state = folder / STATE
+    entry = state.with_name("entry.json")
 
+    def gather() -> None:
+        write_step_manifest(folder, step=1, world_size=1, replicated=True, names=[STATE], state={})
 
-def test_ranks_that_differ_are_read_apart(tmp_path: Path) -> None:
-    save_from_two_ranks(tmp_path, replicated=False)
-    path = tmp_path / "checkpoint" / "step-4"
-    assert [read_step(path, rank)[0]["adam_m.weight"][0, 0] for rank in range(2)] == [0.5, 1.5]
-    with pytest.raises(IncompleteCheckpoint, match="no state of rank 2: it was saved by 2 ranks"):
-        read_step(path, 2)
+    with pytest.raises(IncompleteCheckpoint, match="rank_0 was not written where rank 0 can see it"):
+        gather()
+    write_entry(state)
+    state.write_bytes(state.read_bytes() + b"more")
+    with pytest.raises(CorruptCheckpoint, match=r"state\.safetensors has \d+ bytes, its rank wrote \d+"):
+        gather()
+    for text in ("", "[]", '{"size": 1}'):
+        entry.write_text(text)
+        with pytest.raises(CorruptCheckpoint, match=r"entry\.json is damaged"):
+            gather()

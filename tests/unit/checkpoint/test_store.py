@@ -56,7 +56,7 @@ def write_run(folder: Path, arrays: dict[str, np.ndarray] = ARRAYS, world: int =
     """The output of a data-parallel run, one rank after the other; returns the file of rank 0."""
     for rank in range(world):
         network = store.write_network(
-            folder, arrays, step=7, rank=rank, world=world, barrier=lambda: None, replicated=True
+            folder, arrays, step=7, rank=rank, world=world, barrier=lambda: None, replicated=True, save="s"
         )
         assert network == folder / "checkpoint_network"
     return store.network_file(folder, 0)
@@ -331,7 +331,9 @@ def test_without_hard_links_a_replica_is_copied(tmp_path: Path, monkeypatch: pyt
 def test_ranks_that_differ_each_write_their_own(tmp_path: Path) -> None:
     for rank in range(2):
         arrays = {"x": np.full(3, rank, np.float32)}
-        store.write_network(tmp_path, arrays, step=7, rank=rank, world=2, barrier=lambda: None, replicated=False)
+        store.write_network(
+            tmp_path, arrays, step=7, rank=rank, world=2, barrier=lambda: None, replicated=False, save="s"
+        )
     for rank in range(2):
         assert store.read_weights(store.find_weights(store.network_file(tmp_path, rank)))["x"][0] == rank
 
