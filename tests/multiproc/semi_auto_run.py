@@ -16,7 +16,7 @@ from mindrlhf.parallel.layout import Layout
 from mindrlhf.runtime.device import Device, setup
 from mindrlhf.runtime.errors import run
 from mindrlhf.runtime.logging import world
-from mindrlhf.trainers import dpo
+from mindrlhf.trainers import dpo, reference
 from mindrlhf.trainers import setup as trainers_setup
 
 
@@ -35,7 +35,15 @@ def build_preference_cell(family: Any, model_config: Any, loss: Any, layout: Lay
     return cell
 
 
-registered = dpo.build_preference_cell
+def sequence_scorer(*given: Any, layout: Layout, **words: Any) -> Any:
+    """The same of a reference's."""
+    cell = plain_scorer(*given, layout=layout, **words)
+    divide_operators(cell.backbone, layout)
+    return cell
+
+
+registered, plain_scorer = dpo.build_preference_cell, reference.sequence_scorer
+reference.sequence_scorer = sequence_scorer
 trainers_setup.setup_training = setup_training
 dpo.build_preference_cell = build_preference_cell
 divide_functions()
