@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
@@ -119,6 +120,8 @@ def _slices(source: RankSlices, strategy: Strategy) -> _Slices:
 
 
 def _require_target(beside: Path, network: Path, strategy: Strategy) -> None:
+    if beside.resolve() in network.resolve().parents:
+        raise UserError(f"the result would lie within its source {beside}: give another destination")
     if network.is_dir():
         if network.samefile(beside):
             raise UserError(f"the result would replace its source {beside}: give another destination")
@@ -149,6 +152,7 @@ def _write(
             targets.append(TargetFile(temporary, plan, boxes))
         sums = _fill(source, targets, processes)
         _read_back(strategy, slices.of_rank, targets, kind, sums, processes)
+        _require_known(source, table_of(source.table, sums[0]))
         _publish_strategy(strategy, network.parent / STRATEGY)
         (network / TENSORS).unlink(missing_ok=True)
         for path in first:
@@ -163,6 +167,23 @@ def _write(
         boxes = slices.boxes[number] if strategy.world > 1 else {}
         write_rank_manifest(path, sums[1][number], boxes, rank=rank, world=strategy.world, step=step, save=save)
     write_json(network / TENSORS, table_of(source.table, sums[0]))
+
+
+def _require_known(source: RankSlices, found: Mapping[str, Any]) -> None:
+    """Raise where a source without manifests has other tensors than the table that an earlier transform left in it."""
+    table = source.path / TENSORS
+    if any(source.manifests) or not table.is_file():
+        return
+    try:
+        known = json.loads(table.read_text(encoding="utf-8"))
+        others = sorted(name for name in found if known[name] != found[name])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptCheckpoint(f"{table} is damaged ({error!r}); remove it, or copy it anew") from None
+    if others:
+        raise CorruptCheckpoint(
+            f"{source.path} makes up other tensors than its {TENSORS} says: {some(others)}; ranks were exchanged, or "
+            f"files are of another save: copy all of them anew, with their manifests"
+        )
 
 
 def _specs(source: RankSlices, boxes: Mapping[str, Box]) -> dict[str, Spec]:

@@ -69,7 +69,9 @@ def _chosen(words: str | None, world: int) -> list[int]:
         if not match:
             raise UserError(f"--dry_run_ranks: '{word}' is no rank; give numbers and ranges, such as 0,4-7")
         first, last = int(match[1]), int(match[2] or match[1])
-        if not first <= last < world:
+        if first > last:
+            raise UserError(f"--dry_run_ranks: {word} runs backwards; give the lower rank first")
+        if last >= world:
             raise UserError(f"--dry_run_ranks: {word} does not lie in 0-{world - 1}, the ranks of {world} workers")
         found.update(range(first, last + 1))
     return sorted(found)
@@ -104,11 +106,15 @@ def _pretend(config: Config, layout: Layout, ranks: Sequence[int]) -> None:
     from mindrlhf.runtime.device import Device
     from mindrlhf.runtime.files import require_writable, write_json
     from mindrlhf.trainers.architecture import find_architecture
-    from mindrlhf.trainers.graph import row_length_of, training_graph
+    from mindrlhf.trainers.graph import check_layout, row_length_of, training_graph
+    from mindrlhf.trainers.policy import check_routing
+    from mindrlhf.trainers.registry import loss_settings
 
     found = find_architecture(config)
     shape, traits = found.family.shape(found.hf_config), found.family.traits(found.hf_config)
     layout.check_model(shape, row_length_of(config))
+    check_routing(config, found.family, layout)
+    check_layout(config, layout, loss_settings(config))
     folder = Path(config.output_dir) / STRATEGY
     require_writable(config.output_dir)
     log(f"{layout.world} workers: {layout}; compiling for Ascend, nothing is computed")
@@ -147,7 +153,7 @@ def report(stage: Stage, kept: StageMemory, recomputed: StageMemory) -> list[str
     sizes = stage.sizes
     lines = [
         f"stage of ranks {stage.ranks[0]}-{stage.ranks[-1]}, compiled in {stage.seconds:.0f} s",
-        f"  parameters per rank  {sizes.local:,} of {sizes.full:,}",
+        f"  parameters per rank  {sizes.local:,} of the stage's {sizes.full:,}",
         f"  memory per rank      weights {_size(sizes.weights)}, gradients {_size(sizes.gradients)}, "
         f"optimizer {_size(sizes.states)}",
         f"  and as estimated     activations {_size(kept.activations)}, with train.recompute "

@@ -15,7 +15,7 @@ from mindrlhf.models import ModelFamily
 from mindrlhf.parallel.layout import Layout, ModelShape
 from mindrlhf.parallel.memory import Work
 from mindrlhf.parallel.parameters import Traits
-from mindrlhf.parallel.search import Found, plan_of, search
+from mindrlhf.parallel.search import Found, Plan, plan_of, search
 from mindrlhf.parallel.traffic import Profile
 from mindrlhf.runtime.errors import UserError
 from mindrlhf.runtime.logging import quiet
@@ -139,19 +139,21 @@ class Question:
         """All layouts."""
         return search(self.shape, self.world, self.work, self.traits, self.profile, self.memory)
 
-    def own(self, config: Config) -> Any:
-        """The plan of the yaml's own layout, None where it is not of so many devices or cannot be."""
+    def own(self, config: Config) -> Plan | str:
+        """The plan of the yaml's own layout, or why it is not of so many devices or cannot be."""
         try:
             layout = Layout.of(config.parallel, self.world)
             return plan_of(self.shape, layout, self.work, self.traits, self.profile)
-        except UserError:
-            return None
+        except UserError as error:
+            return str(error)
 
     def why_none(self, found: Found) -> str:
         """One sentence: the smallest need, and what would help."""
         given = f"of {self.world} devices with {self.memory / GB:.1f} GB for training"
         if not found.too_large:
-            (reason, _), *_ = found.refused.most_common(1)
+            reasons = [reason for reason, _ in found.refused.most_common()]
+            # Of layouts that fit the model the batch is what is wanting.
+            reason = next((reason for reason in reasons if "global_batch_pairs" in reason), reasons[0])
             return f"no layout {given} is possible: {reason}"
         least = found.too_large[0]
         need = f"the smallest need is {least.worst.total / GB:.1f} GB ({options_of(least)})"

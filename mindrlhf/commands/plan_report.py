@@ -23,22 +23,26 @@ LEGEND = (
 )
 
 
+PIPELINES = "A pipeline (pp above 1) was compiled and never run, see docs/parallel.md; it trains without evaluations."
+
+
 def options_of(plan: Plan) -> str:
     """A layout in words."""
     return f"{plan.layout}{', recompute' if plan.recompute else ''}"
 
 
-def lines_of(question: Question, found: Found, own: Plan | None, top: int, verbose: bool) -> list[str]:
+def lines_of(question: Question, found: Found, own: Plan | str, top: int, verbose: bool) -> list[str]:
     """The report for people."""
     work = question.work
     lines = [
-        f"{question.family}, {question.parameters / 1e9:.2f} billion parameters: {work.pairs} pairs a step in rows of "
+        f"{question.family}, {question.parameters:,} parameters: {work.pairs} pairs a step in rows of "
         f"{work.seq_length} tokens, on {question.world} devices with {question.memory / GB:.1f} GB for training",
         f"{len(found.fitting)} layouts fit, {len(found.too_large)} need more memory, "
         f"{sum(found.refused.values())} cannot be{'' if verbose else ' (--verbose says why)'}",
         "",
         *_table([_row(plan, question) for plan in found.fitting[:top]]),
         *LEGEND,
+        *([PIPELINES] if any(plan.layout.pipeline_stage > 1 for plan in found.fitting[:top]) else []),
         "",
         *_own(question, found, own),
         "the first of them:",
@@ -51,10 +55,10 @@ def lines_of(question: Question, found: Found, own: Plan | None, top: int, verbo
     return lines
 
 
-def _own(question: Question, found: Found, own: Plan | None) -> list[str]:
+def _own(question: Question, found: Found, own: Plan | str) -> list[str]:
     """Where the layout of the yaml itself stands."""
-    if own is None:
-        return []
+    if isinstance(own, str):
+        return [f"the yaml's own layout cannot be: {own}"]
     need = f"{own.worst.total / GB:.1f} GB, {own.step.seconds:.2f} s/step"
     if own.worst.total > question.memory:
         return [f"the yaml's own layout ({options_of(own)}) does not fit: {need}"]
@@ -98,7 +102,7 @@ def yaml_of(plan: Plan) -> list[str]:
     return [*lines, "train:", f"  recompute: {str(plan.recompute).lower()}"]
 
 
-def as_json(question: Question, found: Found, own: Plan | None, top: int, verbose: bool) -> dict[str, Any]:
+def as_json(question: Question, found: Found, own: Plan | str, top: int, verbose: bool) -> dict[str, Any]:
     """The report for machines: bytes and seconds."""
     report: dict[str, Any] = {
         "family": question.family,
@@ -110,7 +114,7 @@ def as_json(question: Question, found: Found, own: Plan | None, top: int, verbos
         "too_large": len(found.too_large),
         "refused": sum(found.refused.values()),
         "plans": [_plan_json(plan) for plan in found.fitting[:top]],
-        "own": None if own is None else _plan_json(own),
+        "own": own if isinstance(own, str) else _plan_json(own),
     }
     if verbose:
         report["refusals"] = dict(found.refused.most_common())

@@ -51,11 +51,17 @@ class Layout:
     def of(cls, given: Parallel, world: int) -> Layout:
         """The layout of `world` workers that a run's `parallel` asks for; UserError where they do not fit."""
         inner = given.model_parallel * given.pipeline_stage
-        data_parallel = world // inner if given.data_parallel == "auto" else int(given.data_parallel)
+        auto = given.data_parallel == "auto"
+        data_parallel = world // inner if auto else int(given.data_parallel)
+        if auto and world % inner:
+            raise UserError(
+                f"parallel: model_parallel {given.model_parallel} x pipeline_stage {given.pipeline_stage} does not "
+                f"divide the {world} workers"
+            )
         if data_parallel * inner != world:
             raise UserError(
                 f"parallel: data_parallel {given.data_parallel} x model_parallel {given.model_parallel} x "
-                f"pipeline_stage {given.pipeline_stage} does not make the {world} processes that run; "
+                f"pipeline_stage {given.pipeline_stage} does not make the {world} workers; "
                 f"use parallel.data_parallel=auto"
             )
         return cls(

@@ -63,6 +63,8 @@ def architecture(config: Config, folder: Path) -> Architecture:
     published = read_json_object(path)
     hf_config = {**published, **config.model.config}
     if not hf_config:
+        if not config.model.load_checkpoint:
+            raise UserError("no model is named; set model.load_checkpoint to its folder, or model.config to its shapes")
         raise UserError(f"{path} does not exist and the yaml has no model.config; give the shapes in one of them")
     name = family_of_arch(config.model.family)
     if name == "auto":

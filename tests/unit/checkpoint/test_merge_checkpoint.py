@@ -153,6 +153,9 @@ def test_damage_that_all_replicas_share_is_noticed(out: Path) -> None:
 def test_the_destination_is_never_a_run(out: Path) -> None:
     with pytest.raises(UserError, match="would replace its source"):
         merge(out / "checkpoint_network", out / "strategy", out)
+    for inside in ("checkpoint_network", "checkpoint_network/sub"):
+        with pytest.raises(UserError, match="would lie within its source"):
+            merge(out / "checkpoint_network", out / "strategy", out / inside)
     other = finished_run(out.parent / "other", world=2)
     with pytest.raises(UserError, match=r"holds the ranks of a run \(rank_1\)"):
         merge(out / "checkpoint_network", out / "strategy", other)

@@ -20,7 +20,7 @@ from mindrlhf.checkpoint.find import find_weights, rank_file
 from mindrlhf.checkpoint.merge import transform
 from mindrlhf.checkpoint.tensors import Tensors, read_weights
 from mindrlhf.parallel.strategy import strategy_path, write_layouts, write_stages
-from mindrlhf.runtime.errors import UserError
+from mindrlhf.runtime.errors import CorruptCheckpoint, UserError
 from mindrlhf.runtime.files import write_json
 
 ARRAYS = model()
@@ -402,6 +402,23 @@ def test_folders_copied_by_hand_are_fine_where_the_strategy_says_so(tmp_path: Pa
         copy_rank(out, 5, 7)
         transform(out, tmp_path / f"{run}-merged")
         assert same(read_weights(find_weights(tmp_path / f"{run}-merged")), ARRAYS)
+
+
+def test_exchanged_ranks_without_manifests_are_known_by_the_table_of_whole_tensors(
+    tmp_path: Path, runs: dict[str, Path]
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(runs["ours"], out)
+    for rank in range(8):
+        (folder_of(out, rank) / "manifest.json").unlink()
+    transform(out, tmp_path / "merged")
+    copy_rank(out, 0, 2)  # which the strategy says hold the same
+    swap(out, 0, 1)
+    copy_rank(out, 0, 2)
+    copy_rank(out, 1, 3)
+    with pytest.raises(CorruptCheckpoint, match=r"makes up other tensors than its tensors\.json says: "):
+        transform(out, tmp_path / "exchanged")
+    assert not (tmp_path / "exchanged").exists()
 
 
 def test_four_ranks_copied_for_eight(tmp_path: Path) -> None:

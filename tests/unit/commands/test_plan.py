@@ -99,7 +99,7 @@ def test_the_yamls_own_layout_is_told(capsys: pytest.CaptureFixture[str]) -> Non
     assert own["parallel"]["optimizer_shard"] is True
     assert own in report(capsys, "--top", "1000", *words)["plans"]
     assert "does not fit" in said(capsys, "train.recompute=false")
-    assert report(capsys, "parallel.data_parallel=4")["own"] is None
+    assert "data_parallel 4 x model_parallel 1" in report(capsys, "parallel.data_parallel=4")["own"]
 
 
 def test_verbose_says_why_others_cannot_be(capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,7 +166,7 @@ def test_shapes_come_from_a_folder_without_weights_and_the_yaml_wins(tmp_path: P
     (tmp_path / "config.json").write_text("[]", encoding="utf-8")
     with pytest.raises(UserError, match="is not a JSON object"):
         find_architecture(config)
-    with pytest.raises(UserError, match=r"no model\.config"):
+    with pytest.raises(UserError, match=r"no model is named; set model\.load_checkpoint"):
         find_architecture(load_config(None))
 
 

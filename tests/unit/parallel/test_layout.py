@@ -27,13 +27,18 @@ def test_auto_is_what_the_others_leave() -> None:
     ("given", "world", "numbers"),
     [
         (Parallel(data_parallel=3, model_parallel=2), 8, "data_parallel 3 x model_parallel 2 x pipeline_stage 1"),
-        (Parallel(model_parallel=3), 8, "data_parallel auto x model_parallel 3"),
-        (Parallel(model_parallel=16), 8, "model_parallel 16"),
+        (Parallel(data_parallel=1, model_parallel=16), 8, "model_parallel 16"),
     ],
 )
 def test_the_product_must_be_the_number_of_workers(given: Parallel, world: int, numbers: str) -> None:
-    with pytest.raises(UserError, match=rf"{numbers}.* does not make the {world} processes"):
+    with pytest.raises(UserError, match=rf"{numbers}.* does not make the {world} workers"):
         Layout.of(given, world)
+
+
+@pytest.mark.parametrize("parts", [3, 16])
+def test_what_is_left_must_be_whole(parts: int) -> None:
+    with pytest.raises(UserError, match=rf"model_parallel {parts} x pipeline_stage 1 does not divide the 8 workers"):
+        Layout.of(Parallel(model_parallel=parts), 8)
 
 
 @pytest.mark.parametrize(
