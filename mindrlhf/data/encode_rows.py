@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import cycle
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from threading import Thread
@@ -24,7 +21,7 @@ from mindrlhf.data.sources import Source
 from mindrlhf.data.templates import TemplateError
 from mindrlhf.data.tokenizers import ChatTokenizer, load_tokenizer
 from mindrlhf.runtime.errors import UserError
-from mindrlhf.runtime.interrupts import undisturbed
+from mindrlhf.runtime.helpers import Helper, start_helpers
 from mindrlhf.runtime.logging import quiet
 
 # What becomes of a row: ids, a reason why there are none, or None where it is overlong.
@@ -96,9 +93,9 @@ def encode_rows(encoder: RowEncoder, rows: Iterable[RawRow], processes: int) -> 
         yield from map(encoder.encode, rows)
         return
     with ExitStack() as stack:
-        helpers = _start(encoder, processes, stack)
+        helpers = start_helpers(_serve, encoder, processes, stack, doing="tokenizes", fewer="fewer --workers")
         turn = cycle(helpers)
-        waiting: deque[_Helper] = deque()
+        waiting: deque[Helper] = deque()
         for task in tasks(rows):
             if len(waiting) == TASKS_AHEAD * processes:
                 yield from waiting.popleft().receive()
@@ -121,57 +118,6 @@ def tasks(rows: Iterable[RawRow]) -> Iterator[Task]:
             task, size = [], 0
     if task:
         yield task
-
-
-def _start(encoder: RowEncoder, count: int, stack: ExitStack) -> list[_Helper]:
-    # Not forked: MindSpore's threads would be missing, with the locks that they hold.
-    context = multiprocessing.get_context("spawn")
-    # Started with the first process otherwise, this would unblock the signal.
-    resource_tracker.ensure_running()
-    # Ctrl-C is the parent's to answer, and that only when they have been told what to do.
-    with undisturbed():
-        return [stack.enter_context(closing(_Helper(context, encoder))) for _ in range(count)]
-
-
-class _Helper:
-    """A process that encodes; what it has been sent comes back in order.
-
-    It has a pipe of its own, and not a queue that it shares: of that it would hold both ends, and never learn that its
-    parent was killed.
-    """
-
-    def __init__(self, context: multiprocessing.context.SpawnContext, encoder: RowEncoder) -> None:
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, encoder), daemon=True)
-        self.process.start()
-        theirs.close()
-
-    def send(self, task: Task) -> None:
-        """Ask for a task; this does not wait until it is done."""
-        with suppress(ConnectionError):  # `receive` says what became of it
-            self.pipe.send(task)
-
-    def receive(self) -> list[Outcome]:
-        """What became of the rows of the first task that was not received yet."""
-        try:
-            done = self.pipe.recv()
-        except (EOFError, ConnectionError):
-            self.process.join()
-            code = self.process.exitcode or 0
-            if code >= 0:
-                raise RuntimeError("a process that tokenizes has failed; see above") from None
-            advice = "again with fewer --workers: mostly it is memory that was wanting" if code == -9 else "again"
-            name = signal.Signals(-code).name
-            raise UserError(f"a process that tokenizes was ended by {name}; run {advice}") from None
-        if isinstance(done, UserError):
-            raise done
-        return done
-
-    def close(self) -> None:
-        """End it, whatever it does."""
-        self.pipe.close()
-        self.process.kill()
-        self.process.join()
 
 
 def _serve(pipe: Connection, encoder: RowEncoder) -> None:

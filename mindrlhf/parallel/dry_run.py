@@ -46,7 +46,7 @@ class Graph(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Slice:
+class Held:
     """A parameter and what one rank holds of it.
 
     kind: "trained", "frozen"; "gradient", summed over the parts of a pipeline's batch; or, of the optimizer's, "state".
@@ -81,7 +81,7 @@ class Stage:
 
     rank: int
     ranks: range
-    parameters: dict[str, Slice]
+    parameters: dict[str, Held]
     collectives: list[Collective]
     seconds: float
 
@@ -242,7 +242,7 @@ def _compile(make: Callable[[int], Graph], layout: Layout, members: range, writt
         step.compile(*inputs)
         here = step.parameter_layout_dict if layout.semi_auto else full
         slices = {
-            parameter.name: Slice(
+            parameter.name: Held(
                 full[parameter.name], tuple(parameter.shape), str(parameter.dtype), _kind(parameter.name, weights)
             )
             for parameter in parameters

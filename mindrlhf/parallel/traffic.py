@@ -43,7 +43,7 @@ ATLAS_A2 = Profile()
 
 
 @dataclass(frozen=True)
-class Collective:
+class Traffic:
     """`count` collectives of one kind over groups of `group` ranks, `stride` apart.
 
     payload: bytes of the full tensors of all of them: what an AllGather gives, a ReduceScatter takes, an AllReduce
@@ -99,7 +99,7 @@ class StageTime:
     """
 
     stage: int
-    collectives: tuple[Collective, ...]
+    collectives: tuple[Traffic, ...]
     useful: float
     computing: float
     waiting: float
@@ -221,14 +221,14 @@ class _Stage:
             done += head * (2 + BACKWARD + (work.reference_bytes > 0)) / vocabulary_parts(shape, layout, self.traits)
         return useful, done
 
-    def _collectives(self) -> Iterator[Collective]:
+    def _collectives(self) -> Iterator[Traffic]:
         yield from self._of_layers()
         yield from self._of_vocabulary()
         yield from self._of_experts()
         yield from self._of_pipeline()
         yield from self._of_parameters()
 
-    def _of_layers(self) -> Iterator[Collective]:
+    def _of_layers(self) -> Iterator[Traffic]:
         """Of hidden states over model_parallel: after each of a layer's two blocks, and of its gradient before.
 
         Shoeybi et al., arXiv 1909.08053, section 3; sequence parallel: arXiv 2205.05198, section 4.2.2. A recomputed
@@ -239,7 +239,7 @@ class _Stage:
         forward = 1 + self.work.recompute + (self.work.reference_bytes > 0)
         if not splits_sequence(self.shape, self.layout):
             times = 2 * layers * (forward + 1)
-            yield Collective("AllReduce", "tensors", mp, 1, times * self.calls, times * self.states)
+            yield Traffic("AllReduce", "tensors", mp, 1, times * self.calls, times * self.states)
             return
         # Experts take and give divided states.
         blocks = 1 if self.shape.experts else 2
@@ -248,9 +248,9 @@ class _Stage:
             ("AllGather", (blocks + again) * forward + blocks),
             ("ReduceScatter", blocks * forward + blocks + again),
         ):
-            yield Collective(kind, "tensors", mp, 1, layers * times * self.calls, layers * times * self.states)
+            yield Traffic(kind, "tensors", mp, 1, layers * times * self.calls, layers * times * self.states)
 
-    def _of_vocabulary(self) -> Iterator[Collective]:
+    def _of_vocabulary(self) -> Iterator[Traffic]:
         """Of divided embedding and head over model_parallel: what the first gives, and the gradient of what the second
         takes, in float32; and four numbers of each scored token, forward and anew, chunk by chunk.
 
@@ -263,18 +263,18 @@ class _Stage:
         by_sequence = splits_sequence(self.shape, layout)
         if divided and not (by_sequence and fused):
             for _ in range((self.stage == 0) + self.is_last):
-                yield Collective("AllReduce", "tensors", mp, 1, self.calls, wide)
+                yield Traffic("AllReduce", "tensors", mp, 1, self.calls, wide)
         if by_sequence:
             behind = self.stage == 0 and divided and fused
             for here, payload in ((behind, wide), (self.is_last, self.states if fused else wide)):
                 for kind in ("AllGather", "ReduceScatter") if here else ():
-                    yield Collective(kind, "tensors", mp, 1, self.calls, payload)
+                    yield Traffic(kind, "tensors", mp, 1, self.calls, payload)
         if divided and self.is_last:
             chunks = -(-work.scored // max(1, CHUNK // work.rows(layout)))
             of_tokens = FLOAT32 * self.rows * work.scored
-            yield Collective("AllReduce", "tensors", mp, 1, 8 * chunks * self.calls, 8 * of_tokens)
+            yield Traffic("AllReduce", "tensors", mp, 1, 8 * chunks * self.calls, 8 * of_tokens)
 
-    def _of_experts(self) -> Iterator[Collective]:
+    def _of_experts(self) -> Iterator[Traffic]:
         """Tokens to their experts and back, k copies each, forward and backward, as if experts were chosen alike."""
         shape, layout, ep = self.shape, self.layout, self.layout.expert_parallel
         if not shape.experts:
@@ -282,9 +282,9 @@ class _Stage:
         forward = 1 + self.work.recompute + (self.work.reference_bytes > 0)
         times = 2 * self.layers * (forward + 1)
         payload = self.states // layout.model_parallel * shape.experts_per_token
-        yield Collective("AlltoAll", "tensors", ep, 1, times * self.calls, times * payload)
+        yield Traffic("AlltoAll", "tensors", ep, 1, times * self.calls, times * payload)
 
-    def _of_pipeline(self) -> Iterator[Collective]:
+    def _of_pipeline(self) -> Iterator[Traffic]:
         """Hidden states to the next stage, their gradients to the one before."""
         layout = self.layout
         if layout.pipeline_stage == 1:
@@ -293,9 +293,9 @@ class _Stage:
         divided = splits_sequence(self.shape, layout)
         states = self.states // (layout.model_parallel if divided else 1)
         times = (self.stage > 0) + (not self.is_last)
-        yield Collective("Send", "tensors", 2, stride, times * self.calls, times * states)
+        yield Traffic("Send", "tensors", 2, stride, times * self.calls, times * states)
 
-    def _of_parameters(self) -> Iterator[Collective]:
+    def _of_parameters(self) -> Iterator[Traffic]:
         """Gradients, in float32, over the workers that have the same part; divided parts gathered before they are read,
         which is once a step, or twice of recomputed layers."""
         layer, beside = self._slices()
@@ -304,8 +304,8 @@ class _Stage:
                 count, whole = times * item.count, times * item.whole
                 group, stride = item.replicas, item.stride
                 if item.shards == 1:
-                    yield Collective("AllReduce", "gradients", group, stride, count, FLOAT32 * whole, True)
+                    yield Traffic("AllReduce", "gradients", group, stride, count, FLOAT32 * whole, True)
                     continue
                 gathered = readings * item.gathered_bytes * whole
-                yield Collective("AllGather", "weights", group, stride, readings * count, gathered, True)
-                yield Collective("ReduceScatter", "gradients", group, stride, count, FLOAT32 * whole, True)
+                yield Traffic("AllGather", "weights", group, stride, readings * count, gathered, True)
+                yield Traffic("ReduceScatter", "gradients", group, stride, count, FLOAT32 * whole, True)
