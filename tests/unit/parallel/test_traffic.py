@@ -10,7 +10,7 @@ import pytest
 from mindrlhf.parallel.layout import Layout, ModelShape
 from mindrlhf.parallel.memory import Work
 from mindrlhf.parallel.parameters import PLAIN, Traits
-from mindrlhf.parallel.traffic import Collective, Profile, StageTime, step_time
+from mindrlhf.parallel.traffic import Profile, StageTime, Traffic, step_time
 
 SMALL = ModelShape(layers=4, hidden=100, heads=10, kv_heads=5, head_dim=10, intermediate=200, vocab=1000)
 ROUTED = replace(SMALL, experts=8, experts_per_token=2)
@@ -144,16 +144,16 @@ def test_stages_send_states_and_gradients_to_their_neighbours() -> None:
     ],
 )
 def test_the_time_of_a_collective_by_hand(kind: str, group: int, stride: int, seconds: float) -> None:
-    found = Collective(kind, "tensors", group, stride, 1, 1000).seconds(PLAIN_LINKS)
+    found = Traffic(kind, "tensors", group, stride, 1, 1000).seconds(PLAIN_LINKS)
     assert found == pytest.approx(seconds)
     late = replace(PLAIN_LINKS, latency=2.0)
-    assert Collective(kind, "tensors", group, stride, 3, 1000).seconds(late) == pytest.approx(seconds + 6)
+    assert Traffic(kind, "tensors", group, stride, 3, 1000).seconds(late) == pytest.approx(seconds + 6)
 
 
 def test_what_a_ring_moves() -> None:
-    assert Collective("AllReduce", "gradients", 4, 1, 1, 1000).moved == 1500
-    assert Collective("AllGather", "weights", 4, 1, 1, 1000).moved == 750
-    assert Collective("Send", "tensors", 2, 1, 1, 1000).moved == 1000
+    assert Traffic("AllReduce", "gradients", 4, 1, 1, 1000).moved == 1500
+    assert Traffic("AllGather", "weights", 4, 1, 1, 1000).moved == 750
+    assert Traffic("Send", "tensors", 2, 1, 1, 1000).moved == 1000
 
 
 def test_the_products_of_a_step_by_hand() -> None:
