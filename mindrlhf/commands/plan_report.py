@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
+from mindrlhf.commands.plan_question import GB, Question, options_of
 from mindrlhf.parallel.layout import Layout
 
 if TYPE_CHECKING:
-    from mindrlhf.commands.plan import Question
     from mindrlhf.parallel.search import Found, Plan
 
-GB = 2**30  # as MindSpore's max_device_memory counts
 COLUMNS = (
     *("dp", "mp", "pp", "micro", "shard", "vocab", "seq", "ep", "recompute"),
     *("GB", "weights", "gradients", "optimizer", "activations", "sent GB", "s/step", "of peak"),
@@ -24,11 +23,6 @@ LEGEND = (
 
 
 PIPELINES = "A pipeline (pp above 1) was compiled and never run, see docs/parallel.md; it trains without evaluations."
-
-
-def options_of(plan: Plan) -> str:
-    """A layout in words."""
-    return f"{plan.layout}{', recompute' if plan.recompute else ''}"
 
 
 def lines_of(question: Question, found: Found, own: Plan | str, top: int, verbose: bool) -> list[str]:
