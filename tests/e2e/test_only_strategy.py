@@ -49,3 +49,28 @@ def test_some_ranks_of_whole_models(tmp_path: Path) -> None:
     folder = tmp_path / "out" / "strategy"
     assert sorted(path.name for path in folder.iterdir()) == [f"ckpt_strategy_rank_{rank}.ckpt" for rank in (0, 14, 15)]
     assert "AllReduce      over   16" in said
+
+
+def test_what_a_pipeline_cuts_is_joined_again(tmp_path: Path) -> None:
+    """MindSpore's strategies of (dp, mp, pp) = (2, 2, 2), one for each stage, and a whole model: there and back."""
+    shell = Shell(tmp_path)
+    shell.must("tools/make_tiny_model.py", "--family", "qwen2", "--output_path", "model", "--hidden_size", 128)
+    shell.must("tools/convert_weight.py", "--input_path", "model", "--output_path", "whole")
+    config = str(ROOT / "model_configs" / "dpo" / "default.yaml")
+    layout = ["parallel.model_parallel=2", "parallel.pipeline_stage=2", "parallel.micro_batch_num=2"]
+    given = ["--load_checkpoint", "model", "--only_save_strategy", "True", "--dry_run_world_size", 8]
+    more = [*layout, "parallel.optimizer_shard=true", "data.seq_len=65", "output_dir=out"]
+    shell.must("run_dpo.py", "--config", config, *given, *more)
+    transform = "tools/transform_checkpoint.py"
+    shell.must(transform, "--src_checkpoint=whole", "--dst_strategy=out/strategy", "--dst_checkpoint=cut")
+    first, last = (
+        (tmp_path / "cut" / "checkpoint_network" / f"rank_{rank}" / "manifest.json").read_text() for rank in (0, 7)
+    )
+    assert "tok_embeddings" in first
+    assert "tok_embeddings" not in last
+    shell.must(
+        transform, "--src_checkpoint=cut", "--src_strategy=cut/strategy", "--dst_checkpoint=back", "--format", "hf"
+    )
+    assert (tmp_path / "back" / "model.safetensors").read_bytes() == (
+        tmp_path / "model" / "model.safetensors"
+    ).read_bytes()
