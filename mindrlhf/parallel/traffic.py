@@ -252,7 +252,7 @@ class _Stage:
 
     def _of_vocabulary(self) -> Iterator[Traffic]:
         """Of divided embedding and head over model_parallel: what the first gives, and the gradient of what the second
-        takes, in float32; and four numbers of each scored token, forward and anew, chunk by chunk.
+        takes, in float32; and four numbers of each scored token and two of their gradients, chunk by chunk.
 
         Under sequence parallel hidden states are gathered before the head, and by GPTModel divided behind the
         embedding.
@@ -272,7 +272,7 @@ class _Stage:
         if divided and self.is_last:
             chunks = -(-work.scored // max(1, CHUNK // work.rows(layout)))
             of_tokens = FLOAT32 * self.rows * work.scored
-            yield Traffic("AllReduce", "tensors", mp, 1, 8 * chunks * self.calls, 8 * of_tokens)
+            yield Traffic("AllReduce", "tensors", mp, 1, 6 * chunks * self.calls, 6 * of_tokens)
 
     def _of_experts(self) -> Iterator[Traffic]:
         """Tokens to their experts and back, k copies each, forward and backward, as if experts were chosen alike."""

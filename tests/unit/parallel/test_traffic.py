@@ -74,7 +74,7 @@ def test_scored_tokens_meet_a_divided_vocabulary_in_chunks() -> None:
         layout, work = Layout(1, 5, vocab_emb_dp=False), replace(WORK, seq_length=100, scored=scored)
         (stage,) = step_time(SMALL, layout, work).stages
         counts = [item.count for item in stage.collectives if item.what == "tensors"]
-        assert sum(counts) == 16 + 2 + 8 * chunks
+        assert sum(counts) == 16 + 2 + 6 * chunks
 
 
 def test_model_parallel_sums_hidden_states_four_times_a_layer() -> None:
@@ -89,12 +89,12 @@ def test_model_parallel_sums_hidden_states_four_times_a_layer() -> None:
     assert recomputed == [{**found, ("AllReduce", "tensors", 5, 1): 4 * 6 * 8 * STATES // 2}]
 
 
-def test_a_divided_vocabulary_sums_states_in_32_bits_and_eight_numbers_a_scored_token() -> None:
+def test_a_divided_vocabulary_sums_states_in_32_bits_and_six_numbers_a_scored_token() -> None:
     """16 rows of 20 scored tokens on each of 5 workers; 9 norms are everyone's."""
     layers, vocabulary = 4 * 4 * 8 * STATES, 2 * 2 * 8 * STATES
     (found,) = of_step(Layout(1, 5, vocab_emb_dp=False))
     assert found == {
-        ("AllReduce", "tensors", 5, 1): layers + vocabulary + 8 * 4 * 16 * 20,
+        ("AllReduce", "tensors", 5, 1): layers + vocabulary + 6 * 4 * 16 * 20,
         ("AllReduce", "gradients", 5, 1): 4 * 900,
     }
 
@@ -102,7 +102,7 @@ def test_a_divided_vocabulary_sums_states_in_32_bits_and_eight_numbers_a_scored_
 def test_sequence_parallel_gathers_and_scatters() -> None:
     layout = Layout(1, 5, sequence_parallel=True)
     (on_gpt_model,) = of_step(layout, traits=FUSED)
-    tokens = 8 * 4 * 16 * 20
+    tokens = 6 * 4 * 16 * 20
     # Four of each in a layer; the embedding's in 32 bits, and the one before the head.
     each = (4 * 4 + 2 + 1) * 8 * STATES
     assert on_gpt_model == {
