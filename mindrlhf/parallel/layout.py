@@ -147,6 +147,10 @@ class Layout:
     def check_batch(self, pairs: int) -> None:
         """UserError where a global batch of `pairs` cannot be divided so."""
         dp, parts = self.data_parallel, self.micro_batch_num
+        if parts == 1 and pairs % dp:
+            raise UserError(
+                f"train.global_batch_pairs is {pairs}, which {dp} workers do not share evenly; give a multiple of {dp}"
+            )
         if pairs % (dp * parts):
             raise UserError(
                 f"train.global_batch_pairs is {pairs}, which must be a multiple of data_parallel {dp} x "

@@ -111,7 +111,7 @@ def test_a_divided_vocabulary_must_divide() -> None:
         (
             Layout(4),
             6,
-            "train.global_batch_pairs is 6, which must be a multiple of data_parallel 4 x micro_batch_num 1",
+            "train.global_batch_pairs is 6, which 4 workers do not share evenly; give a multiple of 4",
         ),
         (Layout(2, 1, 2, 4), 12, "is 12, which must be a multiple of data_parallel 2 x micro_batch_num 4"),
         (Layout(1, 1, 4, 2), 8, "parallel.micro_batch_num is 2; a pipeline of 4 stages needs at least 4"),
