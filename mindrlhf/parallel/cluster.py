@@ -134,6 +134,15 @@ def joined(argv: Sequence[str]) -> list[str]:
     return words
 
 
+def is_free(port: int) -> bool:
+    """Whether nothing listens on this port of this machine."""
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True
+
+
 def free_port() -> int:
     """A port of this machine that nothing listens on."""
     with socket.socket() as probe:

@@ -24,12 +24,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mindrlhf.parallel.cluster import HELP, Cluster, Launch, joined, parse
+from mindrlhf.parallel.cluster import HELP, Cluster, Launch, is_free, joined, parse
 from mindrlhf.runtime import logging
 from mindrlhf.runtime.errors import UserError, run
 from mindrlhf.runtime.files import write_text
 
 POLL_SECONDS = 0.1
+GONE_SECONDS = 5.0
 # After the first failure the others may still end by themselves, and rank 0 say the same thing in its own voice.
 GRACE_SECONDS = 4.0
 # msrun kills all workers within a second of the first that fails, so that one stays until the launcher has seen it.
@@ -196,6 +197,10 @@ class Job:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(group, signal.SIGKILL)
         msrun.wait()
+        # What was killed needs a moment to let go of the port, which the next job may be given.
+        end = time.monotonic() + GONE_SECONDS
+        while self.cluster.nodes == 1 and not is_free(self.cluster.port) and time.monotonic() < end:
+            time.sleep(POLL_SECONDS)
 
     def _verdict(self, msrun: int) -> int:
         """The exit code of the worker that failed first, whose last words are said unless rank 0 has said them.
