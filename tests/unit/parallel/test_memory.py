@@ -164,7 +164,7 @@ def test_the_work_of_a_config() -> None:
 @pytest.mark.parametrize(
     ("layout", "micro", "sentence"),
     [
-        (Layout(3), None, "train.global_batch_pairs is 8, which must be a multiple of data_parallel 3"),
+        (Layout(3), None, "train.global_batch_pairs is 8, which 3 workers do not share evenly"),
         (Layout(2), 3, "train.micro_batch_pairs is 3, which must divide the 4 pairs of each of 2 workers"),
         (Layout(2, 2), 2, "train.micro_batch_pairs is 2, and a step of several passes is not supported"),
     ],
