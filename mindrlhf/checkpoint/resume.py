@@ -82,26 +82,6 @@ def save_step(
     return final
 
 
-def latest(output_dir: PathLike) -> Path | None:
-    """The newest step of which every file is valid, or None where no step was ever saved. For one process alone.
-
-    Warns of every newer step that does not verify. Raises `CorruptCheckpoint` where there are steps and none does.
-    """
-    from mindrlhf.runtime.logging import warn
-
-    found = _steps(Path(output_dir) / STEPS)
-    for path in found:
-        try:
-            _verified(path)
-        except (CorruptCheckpoint, IncompleteCheckpoint) as error:
-            warn(f"{path.name} is skipped: {error}")
-        else:
-            return path
-    if found:
-        raise CorruptCheckpoint(f"none of the {len(found)} steps in {found[0].parent} is valid; start without resume")
-    return None
-
-
 def read_newest(
     output_dir: PathLike,
     rank: int,
@@ -161,7 +141,7 @@ def read_step(path: PathLike, rank: int) -> tuple[dict[str, np.ndarray], dict[st
     `ForeignStep` where there is nothing of that rank.
     """
     folder = Path(path)
-    manifest = _verified(folder, contents=False)
+    manifest = _verified(folder)
     name = _file_of(0 if manifest.replicated else rank)
     if name not in manifest.files:
         raise ForeignStep(
@@ -178,8 +158,8 @@ def _file_of(rank: int) -> str:
     return f"rank_{rank}/state.safetensors"
 
 
-def _verified(path: Path, *, contents: bool = True) -> StepManifest:
-    manifest = verify_step(path, contents=contents)
+def _verified(path: Path) -> StepManifest:
+    manifest = verify_step(path)
     if path.name != f"step-{manifest.step}":
         raise CorruptCheckpoint(f"{path} holds step {manifest.step}, not the step that its name says")
     return manifest
@@ -235,7 +215,7 @@ def _prune(newest: Path, keep: int | None) -> None:
 def _is_valid(path: Path) -> bool:
     try:
         # Sizes alone: hashing every kept step again would cost more than the save.
-        _verified(path, contents=False)
+        _verified(path)
     except (CorruptCheckpoint, IncompleteCheckpoint):
         return False
     return True

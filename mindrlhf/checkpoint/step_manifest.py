@@ -84,8 +84,8 @@ def _taken(path: Path) -> FileEntry:
     return entry
 
 
-def verify_step(folder: PathLike, *, contents: bool = True) -> StepManifest:
-    """The manifest of `folder`, every file of it checked: size and, with `contents`, sha256.
+def verify_step(folder: PathLike) -> StepManifest:
+    """The manifest of `folder`, every file of it there and of its size; for their bytes see `check_contents`.
 
     Raises `IncompleteCheckpoint` where the manifest or a file is missing, `CorruptCheckpoint` for anything else.
     """
@@ -97,8 +97,6 @@ def verify_step(folder: PathLike, *, contents: bool = True) -> StepManifest:
         size = path.stat().st_size
         if size != entry.size:
             raise CorruptCheckpoint(f"{path} is damaged: it has {size} bytes, its manifest says {entry.size}")
-        if contents:
-            check_contents(path, entry)
     return manifest
 
 

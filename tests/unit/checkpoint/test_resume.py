@@ -9,7 +9,7 @@ from typing import Any, Callable
 import numpy as np
 import pytest
 
-from mindrlhf.checkpoint.resume import latest, read_newest, read_step, save_step
+from mindrlhf.checkpoint.resume import read_newest, read_step, save_step
 from mindrlhf.checkpoint.step_manifest import write_entry, write_step_manifest
 from mindrlhf.runtime.errors import CorruptCheckpoint, IncompleteCheckpoint
 
@@ -27,6 +27,12 @@ def save(folder: Path, step: int, keep: int | None = 2) -> Path:
 
 def names(folder: Path) -> list[str]:
     return sorted(os.listdir(folder / "checkpoint"))
+
+
+def latest(folder: Path) -> Path | None:
+    """The step that a run goes on from."""
+    found = read_newest(folder, 0)
+    return found.path if found else None
 
 
 def holds(path: Path | None, step: int) -> bool:
