@@ -7,6 +7,7 @@ from pathlib import Path
 import mindspore
 import numpy as np
 import pytest
+from damage import FIRST, copy_rank
 from sliced_runs import Stages, cut, dense, model, random_stages, same, slice_of
 
 from mindrlhf.checkpoint.find import find_weights
@@ -152,3 +153,34 @@ def test_what_cannot_be_cut_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"other has no layout of 1 tensors that .* holds: lm_head.weight"):
         transform(one, tmp_path / "cut", dst_strategy=tmp_path / "other")
     assert not (tmp_path / "cut").exists()
+
+
+def test_four_ranks_copied_for_eight(tmp_path: Path) -> None:
+    write_stages(tmp_path / "four", dense(ARRAYS, 1, 4))
+    transform(cut(tmp_path / "one", ARRAYS, dense(ARRAYS, 1, 1)), tmp_path / "cut", dst_strategy=tmp_path / "four")
+    for rank in range(4):
+        copy_rank(tmp_path / "cut", rank, rank + 4)
+    write_stages(tmp_path / "cut" / "strategy", dense(ARRAYS, 2, 4))
+    transform(tmp_path / "cut", tmp_path / "merged")
+    assert same(read_weights(find_weights(tmp_path / "merged")), ARRAYS)
+
+
+def test_equal_slices_are_fine_where_they_are_constant_or_the_manifest_says_whose_they_are(tmp_path: Path) -> None:
+    arrays = {
+        **ARRAYS,
+        "zeros": np.zeros((8, 8), np.float32),
+        "repeated": np.tile(np.arange(8, dtype=np.float32), (8, 1)),
+    }
+    stages = dense(ARRAYS, 1, 4)
+    stages[0].update(dict.fromkeys(("zeros", "repeated"), stages[0][FIRST]))
+    write_stages(tmp_path / "four", stages)
+    one = cut(tmp_path / "one", arrays, [{**dense(ARRAYS, 1, 1)[0], **dense(arrays, 1, 1)[0]}])
+    transform(one, tmp_path / "cut", dst_strategy=tmp_path / "four")
+    transform(tmp_path / "cut", tmp_path / "merged")
+    assert same(read_weights(find_weights(tmp_path / "merged")), arrays)
+    theirs = cut(
+        tmp_path / "theirs",
+        {n: a for n, a in arrays.items() if n != "repeated"},
+        [{n: layout for n, layout in stages[0].items() if n != "repeated"}],
+    )
+    transform(theirs, tmp_path / "merged-theirs")

@@ -350,37 +350,6 @@ def test_exchanged_ranks_without_manifests_are_known_by_the_table_of_whole_tenso
     assert not (tmp_path / "exchanged").exists()
 
 
-def test_four_ranks_copied_for_eight(tmp_path: Path) -> None:
-    write_stages(tmp_path / "four", dense(ARRAYS, 1, 4))
-    transform(cut(tmp_path / "one", ARRAYS, dense(ARRAYS, 1, 1)), tmp_path / "cut", dst_strategy=tmp_path / "four")
-    for rank in range(4):
-        copy_rank(tmp_path / "cut", rank, rank + 4)
-    write_stages(tmp_path / "cut" / "strategy", dense(ARRAYS, 2, 4))
-    transform(tmp_path / "cut", tmp_path / "merged")
-    assert same(read_weights(find_weights(tmp_path / "merged")), ARRAYS)
-
-
-def test_equal_slices_are_fine_where_they_are_constant_or_the_manifest_says_whose_they_are(tmp_path: Path) -> None:
-    arrays = {
-        **ARRAYS,
-        "zeros": np.zeros((8, 8), np.float32),
-        "repeated": np.tile(np.arange(8, dtype=np.float32), (8, 1)),
-    }
-    stages = dense(ARRAYS, 1, 4)
-    stages[0].update(dict.fromkeys(("zeros", "repeated"), stages[0][FIRST]))
-    write_stages(tmp_path / "four", stages)
-    one = cut(tmp_path / "one", arrays, [{**dense(ARRAYS, 1, 1)[0], **dense(arrays, 1, 1)[0]}])
-    transform(one, tmp_path / "cut", dst_strategy=tmp_path / "four")
-    transform(tmp_path / "cut", tmp_path / "merged")
-    assert same(read_weights(find_weights(tmp_path / "merged")), arrays)
-    theirs = cut(
-        tmp_path / "theirs",
-        {n: a for n, a in arrays.items() if n != "repeated"},
-        [{n: layout for n, layout in stages[0].items() if n != "repeated"}],
-    )
-    transform(theirs, tmp_path / "merged-theirs")
-
-
 def test_a_checkpoint_without_manifest_is_taken_with_one_warning(
     tmp_path: Path, runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
