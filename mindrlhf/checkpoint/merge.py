@@ -69,7 +69,7 @@ def transform(
             check(source, beside)
         network = Path(dst_checkpoint) / NETWORK
         strategy = read_strategies(dst_strategy) if dst_strategy else whole_strategy([source.table], network)
-        _require_target(beside, network, strategy)
+        _require_target(Path(src_checkpoint), beside, network, strategy)
         slices = _slices(source, strategy)
         _write(source, network, strategy, slices, kind or source.kind, processes)
     finally:
@@ -119,8 +119,9 @@ def _slices(source: RankSlices, strategy: Strategy) -> _Slices:
     return _Slices(boxes, of_rank)
 
 
-def _require_target(beside: Path, network: Path, strategy: Strategy) -> None:
-    if beside.resolve() in network.resolve().parents:
+def _require_target(named: Path, beside: Path, network: Path, strategy: Strategy) -> None:
+    # Beside a single file a user may well write its slices.
+    if named.is_dir() and beside.resolve() in network.resolve().parents:
         raise UserError(f"the result would lie within its source {beside}: give another destination")
     if network.is_dir():
         if network.samefile(beside):

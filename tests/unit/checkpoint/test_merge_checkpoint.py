@@ -156,6 +156,9 @@ def test_the_destination_is_never_a_run(out: Path) -> None:
     for inside in ("checkpoint_network", "checkpoint_network/sub"):
         with pytest.raises(UserError, match="would lie within its source"):
             merge(out / "checkpoint_network", out / "strategy", out / inside)
+    # Beside a single file is not within it.
+    alone = shutil.copy(store.network_file(merge_run(out).parents[2], 0), out.parent / "alone.safetensors")
+    assert transform(alone, out.parent / "copy").path.is_file()
     other = finished_run(out.parent / "other", world=2)
     with pytest.raises(UserError, match=r"holds the ranks of a run \(rank_1\)"):
         merge(out / "checkpoint_network", out / "strategy", other)
