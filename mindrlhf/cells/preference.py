@@ -53,7 +53,7 @@ class PreferenceCell(nn.Cell):
         aux_loss_coef: float = 0.0,
     ) -> None:
         super().__init__(auto_prefix=False)
-        dp, mp = layout.data_parallel, layout.model_parallel
+        dp = layout.data_parallel
         self.score = score
         self.aux_loss_coef = aux_loss_coef
         self.num_sums = len(SUMS) + bool(aux_loss_coef)
@@ -71,7 +71,7 @@ class PreferenceCell(nn.Cell):
         self.ones = ms.Tensor([1.0] * (len(SUMS) - 2), ms.float32)
         # Pairs do not meet before their sums: semi-auto parallel need not look into what is done to each, and every
         # operator in there, of whatever loss, works on the pairs of its own worker.
-        self.figures = self._local_figures(dp, mp) if layout.semi_auto else self._figures
+        self.figures = self._local_figures(layout) if layout.semi_auto else self._figures
 
     def can_generate(self) -> bool:
         """False: MindFormers' `build_network` asks every network it builds."""
@@ -109,8 +109,9 @@ class PreferenceCell(nn.Cell):
             sums = self.append((sums, balance.reshape(1)))
         return loss, ops.stop_gradient(sums), self.whole(ops.stop_gradient(logps)), per_pair
 
-    def _local_figures(self, data_parallel: int, model_parallel: int) -> ops.Primitive:
-        by_pair = ms.Layout((data_parallel, model_parallel), ("dp", "mp"))("dp", "None")
+    def _local_figures(self, layout: Layout) -> ops.Primitive:
+        sharing = layout.per_stage // layout.data_parallel
+        by_pair = ms.Layout((layout.data_parallel, sharing), ("dp", "sharing"))("dp", "None")
         figures = ops.Morph(self._figures, self._figures_shape, self._figures_dtype)
         return figures.add_prim_attr("self_define_shard", True).shard((by_pair,) * 8, (by_pair,))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import mindspore as ms
 from mindspore import nn, ops
 
-from mindrlhf.parallel.layout import ONE_WORKER, Layout
+from mindrlhf.parallel.layout import ONE_WORKER, SCORED_UNIT, Layout
 
 CHUNK = 512  # scored tokens that meet the vocabulary at once
 
@@ -18,21 +18,21 @@ class SegmentMask(nn.Cell):
     """segment_ids (R,S) int32 -> forbidden (R,1,S,S) uint8, 1 where query i must not see key j.
 
     i sees j when j <= i, both belong to the same pair, and j is prompt or of i's own branch. Padding (segment 0)
-    sees padding, so that no row of the softmax is empty.
+    sees padding, so that no row of the softmax is empty. Queries are divided over context_parallel, as attention's are.
     """
 
-    def __init__(self, seq_length: int, data_parallel: int = 1) -> None:
+    def __init__(self, seq_length: int, layout: Layout = ONE_WORKER) -> None:
         super().__init__()
-        dp = data_parallel
+        dp, cp = layout.data_parallel, layout.context_parallel
         self.columns = ops.ExpandDims().shard(((dp, 1),))
-        self.same = ops.Equal().shard(((dp, 1, 1), (dp, 1, 1)))
+        self.same = ops.Equal().shard(((dp, cp, 1), (dp, 1, 1)))
         self.is_prompt = ops.Equal().shard(((dp, 1, 1), ()))
-        self.either = ops.LogicalOr().shard(((dp, 1, 1), (dp, 1, 1)))
-        self.both = ops.LogicalAnd().shard(((dp, 1, 1), (dp, 1, 1)))
-        self.before = ops.LogicalAnd().shard(((dp, 1, 1), (1, 1, 1)))
-        self.negate = ops.LogicalNot().shard(((dp, 1, 1),))
-        self.cast = ops.Cast().shard(((dp, 1, 1),))
-        self.heads = ops.ExpandDims().shard(((dp, 1, 1),))
+        self.either = ops.LogicalOr().shard(((dp, cp, 1), (dp, 1, 1)))
+        self.both = ops.LogicalAnd().shard(((dp, cp, 1), (dp, cp, 1)))
+        self.before = ops.LogicalAnd().shard(((dp, cp, 1), (1, cp, 1)))
+        self.negate = ops.LogicalNot().shard(((dp, cp, 1),))
+        self.cast = ops.Cast().shard(((dp, cp, 1),))
+        self.heads = ops.ExpandDims().shard(((dp, cp, 1),))
         self.shift = ops.Add().shard(((dp, 1), ()))
         self.divide = ops.FloorDiv().shard(((dp, 1), ()))
         self.times = ops.Mul().shard(((dp, 1), ()))
@@ -101,14 +101,14 @@ class TokenLogps(nn.Cell):
 
 
 class ShardedTokenLogps(nn.Cell):
-    """The same numbers for semi-auto parallel and, second, the mean logits (N,): rows over dp, the vocabulary over mp.
+    """The same numbers for semi-auto parallel and, second, the mean logits (N,): tokens and vocabulary in parts.
 
     Plain operators, recomputed in the backward pass instead of carrying an own one.
     """
 
-    def __init__(self, data_parallel: int, vocab_parallel: int, squares: bool = False) -> None:
+    def __init__(self, token_parts: int, vocab_parts: int, squares: bool = False) -> None:
         super().__init__()
-        dp, vp = data_parallel, vocab_parallel
+        dp, vp = token_parts, vocab_parts
         self.squares = squares
         self.logits = ops.MatMul(transpose_b=True).shard(((dp, 1), (vp, 1)))
         self.cast = ops.Cast().shard(((dp, vp),))
@@ -161,7 +161,7 @@ class ScoreTokens(nn.Cell):
         squares: bool = False,
     ) -> None:
         super().__init__()
-        dp = layout.data_parallel
+        dp, self.spread = layout.data_parallel, layout.context_parallel
         self.explicit = not layout.semi_auto
         # The parallel passes see the tokens of all workers, of which each takes its share.
         self.chunk = chunk if self.explicit else chunk * dp
@@ -170,7 +170,8 @@ class ScoreTokens(nn.Cell):
         self.tokens = ops.StridedSlice().shard(((dp, 1),))
         self.join = ops.Concat(1).shard(((dp, 1), (dp, 1)))
         self.weight_cast = ops.Cast()
-        own, sharded = TokenLogps(chunk, squares), ShardedTokenLogps(dp, vocabulary_parts, squares)
+        # Workers that share rows share their scored tokens.
+        own, sharded = TokenLogps(chunk, squares), ShardedTokenLogps(dp * self.spread, vocabulary_parts, squares)
         self.logps = own if self.explicit else sharded
 
     def construct(self, hidden, weight, predict_from, targets):
@@ -187,16 +188,20 @@ class ScoreTokens(nn.Cell):
             return logps.reshape(rows, count), means, ops.stop_gradient(squares).reshape(rows, count)
         weight = self.weight_cast(weight, states.dtype)
         logps, means, squares = self._chunk(states, weight, targets, 0)
-        step = max(1, self.chunk // rows)
+        step = self._step(rows)
         for start in range(step, count, step):
             more_logps, more_means, more_squares = self._chunk(states, weight, targets, start)
             logps, means = self.join((logps, more_logps)), self.join((means, more_means))
             squares = self.join((squares, more_squares))
         return logps, means, squares
 
+    def _step(self, rows):
+        """Scored tokens of each of so many rows that meet the vocabulary at once."""
+        return self.spread * max(1, self.chunk // rows)
+
     def _chunk(self, states, weight, targets, start):
         rows, count, width = states.shape
-        stop = min(start + max(1, self.chunk // rows), count)
+        stop = min(start + self._step(rows), count)
         chunk = self.rows(states, (0, start, 0), (rows, stop, width), (1, 1, 1)).reshape(-1, width)
         target = self.tokens(targets, (0, start), (rows, stop), (1, 1)).reshape(-1)
         logps, means, squares = self.logps(chunk, weight, target)
@@ -207,11 +212,10 @@ class ScoreTokens(nn.Cell):
 class SumSequences(nn.Cell):
     """values (R,T) float32, sequence_index (R,T) int32 in 0..2K (2K = none) -> sums per sequence (U,2K) float32.
 
-    T is a multiple of GROUP: a group is summed first, then the groups. A plain sum over hundreds of tokens costs a
-    float32 sequence log-prob of a few thousand several units in the last place, which beta carries into the loss.
+    T is a multiple of SCORED_UNIT: each group of so many is summed first, then the groups. A plain sum over hundreds of
+    tokens costs a float32 sequence log-prob of a few thousand several units in the last place, which beta carries into
+    the loss.
     """
-
-    GROUP = 16
 
     def __init__(self, rows_per_unit: int, pairs_per_unit: int, data_parallel: int = 1) -> None:
         super().__init__()
@@ -227,10 +231,10 @@ class SumSequences(nn.Cell):
     def construct(self, values, sequence_index):
         rows, count = values.shape
         units, width = rows // self.rows_per_unit, self.sequences + 1
-        groups = rows * count // self.GROUP
+        groups = rows * count // SCORED_UNIT
         # OneHot takes 1-D indices only under semi-auto parallel.
-        members = self.one_hot(sequence_index.reshape(-1), width, self.on, self.off).reshape(groups, self.GROUP, width)
-        sums = self.product(values.reshape(groups, 1, self.GROUP), members).reshape(units, -1, width)
+        members = self.one_hot(sequence_index.reshape(-1), width, self.on, self.off).reshape(groups, SCORED_UNIT, width)
+        sums = self.product(values.reshape(groups, 1, SCORED_UNIT), members).reshape(units, -1, width)
         return self.slice(self.sum(sums, 1), (0, 0), (units, self.sequences), (1, 1))
 
 
@@ -266,7 +270,7 @@ class ScoreSequences(nn.Cell):
         self.head = head
         self.shared = shared
         self.squares = squares
-        self.mask = SegmentMask(seq_length, dp)
+        self.mask = SegmentMask(seq_length, layout)
         self.score = ScoreTokens(layout, vocabulary_parts, squares=squares)
         if layout.pipeline_stage > 1:
             # Else other stages hold a head of their own, which where it is the embedding nothing ever updates.

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from mindrlhf.parallel.search import Found, Plan
 
 COLUMNS = (
-    *("dp", "mp", "pp", "micro", "shard", "vocab", "seq", "ep", "recompute"),
+    *("dp", "cp", "mp", "pp", "micro", "shard", "vocab", "seq", "ep", "recompute"),
     *("GB", "weights", "gradients", "optimizer", "activations", "sent GB", "s/step", "of peak"),
 )
 LEGEND = (
-    "dp, mp, pp, ep: data_parallel, model_parallel, pipeline_stage, expert_parallel; micro: micro_batch_num;",
+    "dp, cp, mp, pp, ep: data_, context_, model_parallel, pipeline_stage, expert_parallel; micro: micro_batch_num;",
     "shard: optimizer_shard; vocab: embedding and head divided; seq: sequence_parallel. GB are a device's, of the",
     "stage that needs most; weights with their 16-bit copies and a frozen reference. Estimates, see docs/planning.md.",
 )
@@ -69,7 +69,8 @@ def _row(plan: Plan, question: Question) -> tuple[str, ...]:
     weights = worst.weights + worst.copies + worst.reference
     parts = (worst.total, weights, worst.gradients, worst.optimizer, worst.activations, plan.step.moved)
     return (
-        *map(str, (layout.data_parallel, layout.model_parallel, layout.pipeline_stage, layout.micro_batch_num)),
+        *map(str, (layout.data_parallel, layout.context_parallel, layout.model_parallel)),
+        *map(str, (layout.pipeline_stage, layout.micro_batch_num)),
         *("yes" if flag else "-" for flag in (layout.optimizer_shard, divided, sequence)),
         str(layout.expert_parallel),
         "yes" if plan.recompute else "-",

@@ -36,6 +36,7 @@ MOVED = {
     "parallel_config.vocab_emb_dp": "parallel.vocab_emb_dp",
     "parallel_config.expert_parallel": "parallel.expert_parallel",
     "parallel_config.use_seq_parallel": "parallel.sequence_parallel",
+    "parallel_config.context_parallel": "parallel.context_parallel",
 }
 RENAMED = {  # values of keys that have the same name in both
     "run_mode": {"finetune": "train"},
@@ -226,12 +227,6 @@ def _move(tree: dict[Any, Any], theirs: str, ours: str, source: str) -> bool:
 def _drop_inner(tree: dict[Any, Any], source: str, notes: Notes) -> None:
     """Drop what has no effect inside the sections; in sections that are MindFormers' alone the rest is unknown."""
     _take(tree, "processor.tokenizer", only_empty=True)
-    parts = _get(tree, "parallel_config.context_parallel")
-    if parts not in (ABSENT, None, 1):
-        raise UserError(
-            f"{source}: parallel_config.context_parallel is {kinds.show(parts)}; rows are not divided over "
-            f"workers here: leave it out, and see parallel.sequence_parallel"
-        )
     for section, names in WITHOUT_EFFECT.items():
         dropped = [name for name in names if _take(tree, f"{section}.{name}") is not ABSENT]
         if dropped:

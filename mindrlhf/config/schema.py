@@ -163,6 +163,7 @@ class Parallel:
     vocab_emb_dp: bool = _leaf(True, _yes_no)
     expert_parallel: int = _leaf(1, _count)
     sequence_parallel: bool = _leaf(False, _yes_no)
+    context_parallel: int = _leaf(1, _count)
 
 
 @dataclass(frozen=True)

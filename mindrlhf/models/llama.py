@@ -31,6 +31,12 @@ class LlamaFamily(ModelFamily):
     def from_hf_config(self, hf_config: Mapping[str, Any], options: BuildOptions) -> dict[str, Any]:
         """Arguments of MindFormers' LlamaConfig. UserError where config.json asks for what this class cannot do."""
         heads = need(hf_config, "num_attention_heads")
+        if options.layout.context_parallel > 1:
+            raise UserError(
+                f"parallel.context_parallel is {options.layout.context_parallel}, and {self.name} is built on "
+                f"MindFormers' LlamaForCausalLM, which would regroup the rows around every matrix; divide long rows "
+                f"with parallel.model_parallel and parallel.sequence_parallel=true"
+            )
         self._refuse_unsupported(hf_config, options.seq_length)
         rope = self._rope(hf_config)
         rope.admit(options.seq_length)

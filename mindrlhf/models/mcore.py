@@ -188,6 +188,7 @@ def _layout(options: BuildOptions) -> dict[str, Any]:
         "data_parallel_size": layout.data_parallel,
         "tensor_model_parallel_size": layout.model_parallel,
         "pipeline_model_parallel_size": layout.pipeline_stage,
+        "context_parallel_size": layout.context_parallel,
         "expert_model_parallel_size": layout.expert_parallel,
         "sequence_parallel": layout.sequence_parallel,
         "micro_batch_num": layout.micro_batch_num,
@@ -195,6 +196,7 @@ def _layout(options: BuildOptions) -> dict[str, Any]:
             "data_parallel": layout.data_parallel,
             "model_parallel": layout.model_parallel,
             "pipeline_stage": layout.pipeline_stage,
+            "context_parallel": layout.context_parallel,
             # GPTModel splits embedding and head over model_parallel wherever the vocabulary divides.
             "vocab_emb_dp": False,
         },

@@ -2,35 +2,39 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from mindspore import Layout, Tensor, nn, ops
 
 from mindrlhf.models.rope import Rope
 
+WORKERS = ("dp", "cp", "mp")
+
 
 class Rotary(nn.Cell):
-    """Queries or keys (S,R,N,D) and tables (cos, sin) (S,R,1,D) -> turned (S,R,N,D); halves of a head form the pairs.
+    """Queries or keys (..., D) and tables (cos, sin), which broadcast to them -> turned; halves of a head form the
+    pairs (arXiv 2104.09864, section 3.4.2).
 
-    GPTModel's own takes one table for all rows and angles without an attention factor.
+    heads, tables: how both are divided over the workers. GPTModel's own takes one table for all rows and
+    knows no attention factor.
     """
 
-    def __init__(self, data_parallel: int = 1, model_parallel: int = 1) -> None:
+    def __init__(self, heads: Any, tables: Any) -> None:
         super().__init__()
-        dp, mp = data_parallel, model_parallel
-        heads, table = (1, dp, mp, 1), (1, dp, 1, 1)
-        self.half = ops.StridedSlice().shard((heads,))
+        self.halves = ops.Split(-1, 2).shard((heads,))
         self.negate = ops.Neg().shard((heads,))
-        self.join = ops.Concat(-1).shard((heads, heads))
-        self.times = ops.Mul().shard((heads, table))
+        # Concat takes a Layout only so.
+        self.join = ops.Concat(-1).add_prim_attr("self_define_shard", True)
+        self.join.shard(in_strategy=((heads, heads),), out_strategy=(heads,))
+        self.times = ops.Mul().shard((heads, tables))
         self.add = ops.Add().shard((heads, heads))
         self.cast = ops.Cast()
 
     def construct(self, heads, tables):
         cosines, sines = tables
-        length, rows, count, size = heads.shape
         turned = self.cast(heads, cosines.dtype)
-        first = self.half(turned, (0, 0, 0, 0), (length, rows, count, size // 2), (1, 1, 1, 1))
-        second = self.half(turned, (0, 0, 0, size // 2), (length, rows, count, size), (1, 1, 1, 1))
+        first, second = self.halves(turned)
         turned = self.add(self.times(turned, cosines), self.times(self.join((self.negate(second), first)), sines))
         return self.cast(turned, heads.dtype)
 
@@ -46,18 +50,21 @@ class McoreBackbone(nn.Cell):
         self.embedding = model.embedding
         self.decoder = model.decoder
         config = model.config
-        dp, mp = config.data_parallel_size, config.tensor_model_parallel_size
+        sizes = config.data_parallel_size, config.context_parallel_size, config.tensor_model_parallel_size
+        # A plain tuple would place the parts of the sequence on other devices than the layers do.
+        workers = Layout(sizes, WORKERS)
+        heads, tables = workers("cp", "dp", "mp", "None"), workers("cp", "dp", "None", "None")
         for layer in self.decoder.layers:
-            layer.self_attention.apply_rotary_pos_emb = Rotary(dp, mp)
+            layer.self_attention.apply_rotary_pos_emb = Rotary(heads, tables)
         cosines, sines = Rope(**model.rope).tables(config.seq_length)
         self.cosines = Tensor(_whole_head(cosines, config.kv_channels, 1.0))
         self.sines = Tensor(_whole_head(sines, config.kv_channels, 0.0))
-        self.gather = ops.Gather().shard(((1, 1), (dp, 1)))
-        self.first_rows = ops.Transpose().shard(((dp, 1, 1),))
-        self.expand = ops.ExpandDims().shard(((1, dp, 1),))
-        # A plain tuple would place the parts of the sequence on other devices than the layers do.
-        parts = Layout((dp, mp), ("dp", "mp"))("mp", "dp", "None") if config.sequence_parallel else (1, dp, 1)
-        self.first_positions = ops.Transpose().shard((parts,))
+        dp, cp, _ = sizes
+        self.gather = ops.Gather().shard(((1, 1), (dp, cp)))
+        self.first_rows = ops.Transpose().shard(((dp, cp, 1),))
+        self.expand = ops.ExpandDims().shard((workers("cp", "dp", "None"),))
+        positions = ("cp", "mp") if config.sequence_parallel else "cp"
+        self.first_positions = ops.Transpose().shard((workers(positions, "dp", "None"),))
 
     def construct(self, input_ids, position_ids, forbidden):
         tables = (self._table(self.cosines, position_ids), self._table(self.sines, position_ids))

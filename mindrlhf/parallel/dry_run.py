@@ -207,7 +207,7 @@ def dry_run(make: Callable[[int], Graph], layout: Layout, folder: Path, ranks: S
 
     Writes the strategy of every rank of `ranks` to `folder`: those of a stage are equal.
     """
-    per_stage = layout.world // layout.pipeline_stage
+    per_stage = layout.per_stage
     stages = []
     for number in sorted({rank // per_stage for rank in ranks}):
         members = range(number * per_stage, (number + 1) * per_stage)

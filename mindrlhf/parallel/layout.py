@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields, replace
 from mindrlhf.config.schema import Parallel
 from mindrlhf.runtime.errors import UserError
 
+SCORED_UNIT = 16  # a row's scored tokens are padded to a multiple of it
+
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -29,13 +31,16 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class Layout:
-    """data_parallel x model_parallel x pipeline_stage workers; the default is one worker.
+    """data_parallel x context_parallel x model_parallel x pipeline_stage workers; the default is one worker.
+
+    Of a stage, worker (d c + k) m + j has rows d, positions k and parts j, for context_parallel c, model_parallel m.
 
     model_parallel: parts of every large matrix. pipeline_stage: parts of the stack of layers, fed with micro_batch_num
     parts of a batch one after the other. optimizer_shard: weights and their states are also divided over data_parallel.
     vocab_emb_dp: embedding and head stay whole on every worker of model_parallel. expert_parallel: parts of the set of
     experts, over data and model workers together. sequence_parallel: between its matrices a layer's hidden states are
-    divided over model_parallel along the sequence.
+    divided over model_parallel along the sequence. context_parallel: parts of every row, all through the layers, whose
+    attention gathers keys and values.
     """
 
     data_parallel: int = 1
@@ -46,21 +51,23 @@ class Layout:
     vocab_emb_dp: bool = True
     expert_parallel: int = 1
     sequence_parallel: bool = False
+    context_parallel: int = 1
 
     @classmethod
     def of(cls, given: Parallel, world: int) -> Layout:
         """The layout of `world` workers that a run's `parallel` asks for; UserError where they do not fit."""
-        inner = given.model_parallel * given.pipeline_stage
+        inner = given.context_parallel * given.model_parallel * given.pipeline_stage
+        long = f"context_parallel {given.context_parallel} x " if given.context_parallel > 1 else ""
         auto = given.data_parallel == "auto"
         data_parallel = world // inner if auto else int(given.data_parallel)
         if auto and world % inner:
             raise UserError(
-                f"parallel: model_parallel {given.model_parallel} x pipeline_stage {given.pipeline_stage} does not "
-                f"divide the {world} workers"
+                f"parallel: {long}model_parallel {given.model_parallel} x pipeline_stage {given.pipeline_stage} does "
+                f"not divide the {world} workers"
             )
         if data_parallel * inner != world:
             raise UserError(
-                f"parallel: data_parallel {given.data_parallel} x model_parallel {given.model_parallel} x "
+                f"parallel: data_parallel {given.data_parallel} x {long}model_parallel {given.model_parallel} x "
                 f"pipeline_stage {given.pipeline_stage} does not make the {world} workers; "
                 f"use parallel.data_parallel=auto"
             )
@@ -73,6 +80,7 @@ class Layout:
             vocab_emb_dp=given.vocab_emb_dp,
             expert_parallel=given.expert_parallel,
             sequence_parallel=given.sequence_parallel,
+            context_parallel=given.context_parallel,
         )
 
     def __str__(self) -> str:
@@ -86,7 +94,18 @@ class Layout:
     @property
     def world(self) -> int:
         """The number of workers."""
-        return self.data_parallel * self.model_parallel * self.pipeline_stage
+        return self.per_stage * self.pipeline_stage
+
+    @property
+    def per_stage(self) -> int:
+        """The number of workers of each stage of the pipeline."""
+        return self.data_parallel * self.context_parallel * self.model_parallel
+
+    @property
+    def stage_words(self) -> str:
+        """What the workers of a stage are the product of, for a sentence."""
+        long = f" x context_parallel {self.context_parallel}" if self.context_parallel > 1 else ""
+        return f"data_parallel {self.data_parallel}{long} x model_parallel {self.model_parallel}"
 
     @property
     def semi_auto(self) -> bool:
@@ -94,7 +113,7 @@ class Layout:
 
         Otherwise every worker has a whole model, and gradients are summed over the workers by us.
         """
-        return self.model_parallel > 1 or self.pipeline_stage > 1 or self.optimizer_shard
+        return self.model_parallel * self.context_parallel * self.pipeline_stage > 1 or self.optimizer_shard
 
     @property
     def of_model(self) -> Layout:
@@ -127,21 +146,37 @@ class Layout:
             )
         if shape.layers % pp:
             raise UserError(f"parallel.pipeline_stage is {pp}, which must divide the model's {shape.layers} layers")
-        if self.sequence_parallel and (mp == 1 or seq_length % mp):
+        self._check_sequence(shape, seq_length)
+        self._check_experts(shape, ep)
+
+    def _check_sequence(self, shape: ModelShape, seq_length: int) -> None:
+        cp, mp = self.context_parallel, self.model_parallel
+        if SCORED_UNIT % cp or seq_length % cp:
             raise UserError(
-                f"parallel.sequence_parallel divides rows of {seq_length} tokens over model_parallel {mp}, which must "
+                f"parallel.context_parallel is {cp}, which must divide rows of {seq_length} tokens and the "
+                f"{SCORED_UNIT} positions in whose multiples tokens are scored"
+            )
+        # Between experts GPTModel divides them in any case.
+        if cp > 1 and mp > 1 and not (self.sequence_parallel or shape.experts):
+            raise UserError(
+                f"parallel.context_parallel {cp} with model_parallel {mp} needs parallel.sequence_parallel=true: norms "
+                f"divide the positions over both"
+            )
+        if self.sequence_parallel and (mp == 1 or seq_length % (cp * mp)):
+            over = f"context_parallel {cp} x model_parallel" if cp > 1 else "model_parallel"
+            raise UserError(
+                f"parallel.sequence_parallel divides rows of {seq_length} tokens over {over} {mp}, which must "
                 f"be more than 1 and divide them"
             )
-        self._check_experts(shape, ep)
 
     def _check_experts(self, shape: ModelShape, ep: int) -> None:
         if ep == 1:
             return
-        workers = self.data_parallel * self.model_parallel
+        workers = self.per_stage
         if shape.experts % ep or workers % ep:
             raise UserError(
                 f"parallel.expert_parallel is {ep}, which must divide the model's {shape.experts} experts and the "
-                f"{workers} workers of data_parallel {self.data_parallel} x model_parallel {self.model_parallel}"
+                f"{workers} workers of {self.stage_words}"
             )
 
     def check_batch(self, pairs: int) -> None:

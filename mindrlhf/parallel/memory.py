@@ -182,12 +182,12 @@ def _activations(shape: ModelShape, layout: Layout, work: Work, traits: Traits, 
     A recomputed layer keeps its input alone, b t H (Korthikanti et al., arXiv 2205.05198, section 5).
     """
     rows = work.rows(layout)
-    tokens, b = rows * work.seq_length, work.compute_bytes
+    tokens, b = rows * work.seq_length // layout.context_parallel, work.compute_bytes
     split = layout.model_parallel if splits_sequence(shape, layout) else 1
     full = layer_activations(shape, layout, traits, tokens, b)
     layers = shape.layers // layout.pipeline_stage
     kept = layers * (b * tokens * shape.hidden // split if work.recompute else full)
-    mask = rows * work.seq_length**2
+    mask = tokens * work.seq_length
     if traits.alibi:
         mask += b * mask * shape.heads // layout.model_parallel
     total = min(work.passes(layout), layout.pipeline_stage - stage) * (kept + mask)
@@ -204,7 +204,7 @@ def splits_sequence(shape: ModelShape, layout: Layout) -> bool:
 
 
 def layer_activations(shape: ModelShape, layout: Layout, traits: Traits, tokens: int, b: int) -> int:
-    """Bytes of one layer that its backward pass reads, for t = `tokens` of a device's rows.
+    """Bytes of one layer that its backward pass reads, for t = `tokens` of a device's rows, of which it has 1 / cp.
 
     After Korthikanti et al., arXiv 2205.05198, section 4, with RMSNorm in float32, grouped queries, flash attention,
     SwiGLU and no dropout; mp = model_parallel:
@@ -215,6 +215,7 @@ def layer_activations(shape: ModelShape, layout: Layout, traits: Traits, tokens:
         softmax        64 t N / mp            largest value and sum of each row, 8 float32 each
         MLP            4 b t I / mp           gate, silu(gate), up, their product
         query and key norms                   4 t (N + Nkv) D / mp
+        keys and values of the whole rows     2 b t (cp - 1) Nkv D / mp
 
     Sequence parallel: 2 4 t H / mp + 2 b t H, the outputs being gathered. A mixture of experts, k of E per token, has
     t / mp (8 E + k b (4 H + 4 I)) in place of its MLP: the router's logits and probabilities in float32, tokens before
@@ -222,7 +223,7 @@ def layer_activations(shape: ModelShape, layout: Layout, traits: Traits, tokens:
     """
     mp, hidden = layout.model_parallel, shape.hidden
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    total = b * tokens * (3 * queries + 2 * keys) // mp + 64 * tokens * shape.heads // mp
+    total = b * tokens * (3 * queries + 2 * keys * layout.context_parallel) // mp + 64 * tokens * shape.heads // mp
     if traits.qk_norm:
         total += FLOAT32 * tokens * (queries + keys) // mp
     if splits_sequence(shape, layout):
@@ -247,8 +248,10 @@ def _head_activations(shape: ModelShape, layout: Layout, work: Work, traits: Tra
     rows, b = work.rows(layout), work.compute_bytes
     width = shape.vocab // vocabulary_parts(shape, layout, traits)
     states = (FLOAT32 + b) * tokens * shape.hidden + (FLOAT32 + b) * rows * work.scored * shape.hidden
+    if layout.context_parallel > 1:
+        states += b * rows * work.seq_length * shape.hidden  # of whole rows, from which the scored are taken
     if layout.semi_auto:
-        chunk = rows * min(work.scored, max(1, CHUNK // rows))
+        chunk = rows * min(-(-work.scored // layout.context_parallel), max(1, CHUNK // rows))
         return states + chunk * width * (b + 5 * FLOAT32) + width * shape.hidden * b
     chunk = min(rows * work.scored, CHUNK)
     return states + chunk * width * (2 * b + 2 * FLOAT32) + 2 * FLOAT32 * width * shape.hidden

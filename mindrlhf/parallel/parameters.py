@@ -145,7 +145,7 @@ class _Slicer:
         count: int = 1,
     ) -> Slice:
         """by_row: `parts` cut the rows. sharded: optimizer_shard may divide it. copied: read in the compute type."""
-        replicas = self.layout.data_parallel * self.layout.model_parallel // parts
+        replicas = self.layout.per_stage // parts
         mine = rows // parts if by_row else rows
         # MindSpore divides the first axis evenly or not at all.
         divided = self.layout.optimizer_shard and sharded and mine % replicas == 0

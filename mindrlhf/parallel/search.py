@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import product
 
-from mindrlhf.parallel.layout import Layout, ModelShape
+from mindrlhf.parallel.layout import SCORED_UNIT, Layout, ModelShape
 from mindrlhf.parallel.memory import StageMemory, Work, estimate
 from mindrlhf.parallel.parameters import FLOAT32, Traits, stage_slices
 from mindrlhf.parallel.traffic import Profile, StepTime, step_time
@@ -44,15 +45,20 @@ class Found:
 
 def plan_of(shape: ModelShape, layout: Layout, work: Work, traits: Traits, profile: Profile) -> Plan:
     """The plan of one layout; UserError where it does not fit model or batch."""
-    check(shape, layout, work)
+    check(shape, layout, work, traits)
     stages = estimate(shape, layout, work, traits)
     return Plan(layout, work.recompute, stages, step_time(shape, layout, work, traits, profile))
 
 
-def check(shape: ModelShape, layout: Layout, work: Work) -> None:
+def check(shape: ModelShape, layout: Layout, work: Work, traits: Traits) -> None:
     """UserError where a model or its batch cannot be laid out so."""
     layout.check_model(shape, work.seq_length)
     work.check(layout)
+    if layout.context_parallel > 1 and not traits.fused:
+        raise UserError(
+            f"parallel.context_parallel is {layout.context_parallel}, which families on MindFormers' older classes do "
+            f"not have"
+        )
     if layout.expert_parallel > 1 and not (shape.experts and layout.semi_auto):
         raise UserError(
             f"parallel.expert_parallel is {layout.expert_parallel}, which needs a model with experts, and "
@@ -65,7 +71,7 @@ def search(shape: ModelShape, world: int, work: Work, traits: Traits, profile: P
     found = Found()
     for layout in layouts(shape, world, work, traits):
         try:
-            check(shape, layout, work)
+            check(shape, layout, work, traits)
         except UserError as error:
             found.refused[str(error)] += 1
             continue
@@ -82,13 +88,15 @@ def layouts(shape: ModelShape, world: int, work: Work, traits: Traits) -> Iterat
 
     Where matrices and layers cannot be divided, or pairs, one layout stands for all that differ in the rest.
     """
-    for mp in divisors(world):
-        for pp in divisors(world // mp):
-            dp = world // mp // pp
+    contexts = [count for count in divisors(SCORED_UNIT) if traits.fused or count == 1]
+    for mp, cp in product(divisors(world), contexts):
+        for pp in divisors(world // (mp * cp)) if world % (mp * cp) == 0 else ():
+            dp = world // (mp * cp * pp)
             for parts in micro_batches(work.pairs, dp, pp):
-                plain = Layout(dp, mp, pp, parts)
+                # Rows are divided over both or over neither.
+                plain = Layout(dp, mp, pp, parts, context_parallel=cp, sequence_parallel=cp > 1 and mp > 1)
                 try:
-                    check(shape, plain, work if plain.semi_auto else replace(work, micro_pairs=None))
+                    check(shape, plain, work if plain.semi_auto else replace(work, micro_pairs=None), traits)
                 except UserError:
                     yield plain
                     continue
@@ -97,9 +105,9 @@ def layouts(shape: ModelShape, world: int, work: Work, traits: Traits) -> Iterat
 
 def variants(shape: ModelShape, plain: Layout, traits: Traits) -> Iterator[Layout]:
     """`plain` with whatever else may be chosen beside its numbers."""
-    mp, ranks = plain.model_parallel, plain.data_parallel * plain.model_parallel
+    mp, ranks = plain.model_parallel, plain.per_stage
     # Between experts GPTModel divides hidden states whenever it divides matrices.
-    sequence = [False] if mp == 1 else [True] if shape.experts else [False, True]
+    sequence = [False] if mp == 1 else [True] if shape.experts or plain.sequence_parallel else [False, True]
     # It divides embedding and head whatever the layout says.
     whole_vocabulary = [True] if mp == 1 or traits.fused else [True, False]
     experts = [count for count in divisors(ranks) if shape.experts % count == 0] if shape.experts else [1]

@@ -1,6 +1,6 @@
 """What devices send one another in a step, and how long a step takes: an estimate from sizes and published peaks.
 
-Shape letters as in `memory`; t here counts the tokens of a data-parallel worker in the whole step.
+Shape letters as in `memory`; t here counts the tokens of a worker in the whole step.
 """
 
 from __future__ import annotations
@@ -143,8 +143,7 @@ def step_time(
     fill = (parts + layout.pipeline_stage - 1) / parts
     paced = fill * max(stage.computing + stage.waiting for stage in stages)
     seconds = paced + max(stage.overlapping + stage.updating for stage in stages)
-    ranks = layout.data_parallel * layout.model_parallel
-    useful = sum(stage.useful for stage in stages) * ranks
+    useful = sum(stage.useful for stage in stages) * layout.per_stage
     return StepTime(stages, seconds, useful / (seconds * profile.flops * layout.world))
 
 
@@ -170,9 +169,19 @@ class _Stage:
         return self.stage == self.layout.pipeline_stage - 1
 
     @cached_property
+    def tokens(self) -> int:
+        """t."""
+        return self.rows * self.work.seq_length // self.layout.context_parallel
+
+    @cached_property
     def states(self) -> int:
         """Bytes of t hidden states in the compute type."""
-        return self.rows * self.work.seq_length * self.shape.hidden * self.work.compute_bytes
+        return self.tokens * self.shape.hidden * self.work.compute_bytes
+
+    @cached_property
+    def forward(self) -> int:
+        """How often a layer's forward pass is computed: a recomputed layer and a frozen copy pass once more each."""
+        return 1 + self.work.recompute + (self.work.reference_bytes > 0)
 
     @cached_property
     def calls(self) -> int:
@@ -207,7 +216,7 @@ class _Stage:
         A backward pass is twice the forward pass. The head is computed once more in it; a recomputed layer too.
         """
         shape, layout, work = self.shape, self.layout, self.work
-        tokens, mp = self.rows * work.seq_length, layout.model_parallel
+        tokens, mp = self.tokens, layout.model_parallel
         queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
         mlp = 3 * shape.hidden * shape.intermediate * (shape.experts_per_token or 1)
         weights = 2 * (2 * shape.hidden * (queries + keys) + mlp + shape.hidden * shape.experts)
@@ -216,13 +225,14 @@ class _Stage:
         useful = matrices * (1 + BACKWARD) + attention * (1 + ATTENTION_BACKWARD)
         done = useful + (work.recompute + (work.reference_bytes > 0)) * (matrices + attention)
         if self.is_last:
-            head = 2.0 * self.rows * work.scored * shape.vocab * shape.hidden
+            head = 2.0 * self.rows * work.scored / layout.context_parallel * shape.vocab * shape.hidden
             useful += head * (1 + BACKWARD) / mp
             done += head * (2 + BACKWARD + (work.reference_bytes > 0)) / vocabulary_parts(shape, layout, self.traits)
         return useful, done
 
     def _collectives(self) -> Iterator[Traffic]:
         yield from self._of_layers()
+        yield from self._of_context()
         yield from self._of_vocabulary()
         yield from self._of_experts()
         yield from self._of_pipeline()
@@ -231,12 +241,11 @@ class _Stage:
     def _of_layers(self) -> Iterator[Traffic]:
         """Of hidden states over model_parallel: after each of a layer's two blocks, and of its gradient before.
 
-        Shoeybi et al., arXiv 1909.08053, section 3; sequence parallel: arXiv 2205.05198, section 4.2.2. A recomputed
-        layer and a frozen copy pass forward once more. Where not built on GPTModel, what a block gives is divided by
-        rows and what the norm after it takes by positions, for which it is gathered.
+        Shoeybi et al., arXiv 1909.08053, section 3; sequence parallel: arXiv 2205.05198, section 4.2.2. Where not built
+        on GPTModel, what a block gives is divided by rows and what the norm after it takes by positions, for which it
+        is gathered.
         """
-        mp, layers = self.layout.model_parallel, self.layers
-        forward = 1 + self.work.recompute + (self.work.reference_bytes > 0)
+        mp, layers, forward = self.layout.model_parallel, self.layers, self.forward
         if not splits_sequence(self.shape, self.layout):
             times = 2 * layers * (forward + 1)
             yield Traffic("AllReduce", "tensors", mp, 1, times * self.calls, times * self.states)
@@ -249,6 +258,33 @@ class _Stage:
             ("ReduceScatter", blocks * forward + blocks + again),
         ):
             yield Traffic(kind, "tensors", mp, 1, layers * times * self.calls, layers * times * self.states)
+
+    def _of_context(self) -> Iterator[Traffic]:
+        """Over context_parallel: a layer's keys and values, and their gradients; hidden states from which the scored
+        are taken; and of each scored token two numbers and one gradient, chunk by chunk.
+        """
+        work, layout, cp = self.work, self.layout, self.layout.context_parallel
+        rows, calls, mp = self.rows * work.seq_length * work.compute_bytes, self.calls, layout.model_parallel
+        keys = rows * self.shape.kv_heads * self.shape.head_dim // mp
+        yield Traffic(
+            "AllGather",
+            "tensors",
+            cp,
+            mp,
+            2 * self.layers * self.forward * calls,
+            2 * self.layers * self.forward * keys,
+        )
+        yield Traffic("ReduceScatter", "tensors", cp, mp, 2 * self.layers * calls, 2 * self.layers * keys)
+        if self.is_last:
+            states, numbers = rows * self.shape.hidden, FLOAT32 * self.rows * work.scored
+            for kind, times in (("AllGather", 2), ("ReduceScatter", 1)):
+                yield Traffic(kind, "tensors", cp, mp, calls, states)
+                yield Traffic(kind, "tensors", cp, mp, times * self._chunks() * calls, times * numbers)
+
+    def _chunks(self) -> int:
+        """In how many parts a pass scores its tokens."""
+        work, cp = self.work, self.layout.context_parallel
+        return -(-work.scored // (cp * max(1, CHUNK // work.rows(self.layout))))
 
     def _of_vocabulary(self) -> Iterator[Traffic]:
         """Of divided embedding and head over model_parallel: what the first gives, and the gradient of what the second
@@ -270,17 +306,15 @@ class _Stage:
                 for kind in ("AllGather", "ReduceScatter") if here else ():
                     yield Traffic(kind, "tensors", mp, 1, self.calls, payload)
         if divided and self.is_last:
-            chunks = -(-work.scored // max(1, CHUNK // work.rows(layout)))
-            of_tokens = FLOAT32 * self.rows * work.scored
-            yield Traffic("AllReduce", "tensors", mp, 1, 6 * chunks * self.calls, 6 * of_tokens)
+            of_tokens = FLOAT32 * self.rows * work.scored // layout.context_parallel
+            yield Traffic("AllReduce", "tensors", mp, 1, 6 * self._chunks() * self.calls, 6 * of_tokens)
 
     def _of_experts(self) -> Iterator[Traffic]:
         """Tokens to their experts and back, k copies each, forward and backward, as if experts were chosen alike."""
         shape, layout, ep = self.shape, self.layout, self.layout.expert_parallel
         if not shape.experts:
             return
-        forward = 1 + self.work.recompute + (self.work.reference_bytes > 0)
-        times = 2 * self.layers * (forward + 1)
+        times = 2 * self.layers * (self.forward + 1)
         payload = self.states // layout.model_parallel * shape.experts_per_token
         yield Traffic("AlltoAll", "tensors", ep, 1, times * self.calls, times * payload)
 
@@ -289,11 +323,10 @@ class _Stage:
         layout = self.layout
         if layout.pipeline_stage == 1:
             return
-        stride = layout.data_parallel * layout.model_parallel
         divided = splits_sequence(self.shape, layout)
         states = self.states // (layout.model_parallel if divided else 1)
         times = (self.stage > 0) + (not self.is_last)
-        yield Traffic("Send", "tensors", 2, stride, times * self.calls, times * states)
+        yield Traffic("Send", "tensors", 2, layout.per_stage, times * self.calls, times * states)
 
     def _of_parameters(self) -> Iterator[Traffic]:
         """Gradients, in float32, over the workers that have the same part; divided parts gathered before they are read,

@@ -29,7 +29,7 @@ def setup_device(config: Config) -> Device:
 def setup_training(config: Config) -> tuple[Device, Layout]:
     """Join the cluster and lay the workers out as `parallel` says; UserError where that cannot be."""
     if find_target(config.device.target) == "CPU":
-        for key in ("model_parallel", "pipeline_stage", "optimizer_shard"):
+        for key in ("model_parallel", "context_parallel", "pipeline_stage", "optimizer_shard"):
             if getattr(config.parallel, key) not in (1, False):
                 raise UserError(
                     f"parallel.{key} needs Ascend: MindSpore's semi-auto parallel does not run on CPU; "

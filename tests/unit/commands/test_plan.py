@@ -68,11 +68,11 @@ def test_the_table_has_a_line_for_each_plan(capsys: pytest.CaptureFixture[str]) 
     assert len(plans) == 3
     for row, plan in zip(rows, plans):
         layout = plan["parallel"]
-        numbers = ("data_parallel", "model_parallel", "pipeline_stage", "micro_batch_num")
-        assert row[:4] == [str(layout[name]) for name in numbers]
-        assert row[9] == f"{plan['need'] / 2**30:.1f}"
-        assert row[15] == f"{plan['seconds']:.2f}"
-    assert lines[head + 4].startswith("dp, mp")
+        numbers = ("data_parallel", "context_parallel", "model_parallel", "pipeline_stage", "micro_batch_num")
+        assert row[:5] == [str(layout[name]) for name in numbers]
+        assert row[10] == f"{plan['need'] / 2**30:.1f}"
+        assert row[16] == f"{plan['seconds']:.2f}"
+    assert lines[head + 4].startswith("dp, cp")
 
 
 def test_json_adds_up(capsys: pytest.CaptureFixture[str]) -> None:

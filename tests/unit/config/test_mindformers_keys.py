@@ -13,7 +13,6 @@ from mindrlhf.config.load import load_config, to_dict
 from mindrlhf.config.mindformers_keys import MOVED, NOT_SHAPES, SHAPES
 from mindrlhf.config.schema import Config
 from mindrlhf.models import get_family
-from mindrlhf.runtime.errors import UserError
 
 FINETUNE = """
 seed: 42
@@ -368,7 +367,5 @@ def test_every_word_of_mindformers_config_is_a_shape_or_known_to_the_family(fami
     assert set(SHAPES[kind].values()) <= get_family(family).config_keys
 
 
-def test_rows_divided_over_workers_are_refused(write):
-    load_config(write("one.yaml", "parallel_config: {context_parallel: 1}"))
-    with pytest.raises(UserError, match=r"two\.yaml: parallel_config.context_parallel is 2; rows are not divided"):
-        load_config(write("two.yaml", "parallel_config: {context_parallel: 2}"))
+def test_rows_divided_over_workers(write):
+    assert load_config(write("two.yaml", "parallel_config: {context_parallel: 2}")).parallel.context_parallel == 2

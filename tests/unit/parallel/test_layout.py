@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from mindrlhf.config.schema import Parallel
-from mindrlhf.parallel.layout import ONE_WORKER, Layout, ModelShape
+from mindrlhf.data.rows import round_up
+from mindrlhf.parallel.layout import ONE_WORKER, SCORED_UNIT, Layout, ModelShape
 from mindrlhf.runtime.errors import UserError
 
 QWEN2_7B = ModelShape(layers=28, hidden=3584, heads=28, kv_heads=4, head_dim=128, intermediate=18944, vocab=152064)
@@ -21,6 +22,8 @@ def test_auto_is_what_the_others_leave() -> None:
     layout = Layout.of(Parallel(model_parallel=2, pipeline_stage=2, micro_batch_num=4), 16)
     assert (layout.data_parallel, layout.world) == (4, 16)
     assert Layout.of(Parallel(), 1) == ONE_WORKER
+    long = Layout.of(Parallel(context_parallel=4, pipeline_stage=2, micro_batch_num=2), 16)
+    assert (long.data_parallel, long.per_stage, long.world) == (2, 8, 16)
 
 
 @pytest.mark.parametrize(
@@ -28,6 +31,7 @@ def test_auto_is_what_the_others_leave() -> None:
     [
         (Parallel(data_parallel=3, model_parallel=2), 8, "data_parallel 3 x model_parallel 2 x pipeline_stage 1"),
         (Parallel(data_parallel=1, model_parallel=16), 8, "model_parallel 16"),
+        (Parallel(data_parallel=2, context_parallel=2, model_parallel=4), 8, "context_parallel 2 x model_parallel 4"),
     ],
 )
 def test_the_product_must_be_the_number_of_workers(given: Parallel, world: int, numbers: str) -> None:
@@ -48,6 +52,7 @@ def test_what_is_left_must_be_whole(parts: int) -> None:
         ({"model_parallel": 2}, True),
         ({"pipeline_stage": 2}, True),
         ({"optimizer_shard": True}, True),
+        ({"context_parallel": 2}, True),
     ],
 )
 def test_who_splits_tensors(settings: dict[str, Any], split: bool) -> None:
@@ -63,7 +68,12 @@ def test_what_cells_are_told() -> None:
     assert Layout(model_parallel=4).vocabulary_parts(512) == 1
 
 
-@pytest.mark.parametrize("layout", [Layout(8), Layout(4, 2), Layout(2, 4), Layout(2, 2, 2, 2), Layout(1, 4, 2, 2)])
+LONG = Layout(2, 2, context_parallel=4, sequence_parallel=True)
+
+
+@pytest.mark.parametrize(
+    "layout", [Layout(8), Layout(4, 2), Layout(2, 4), Layout(2, 2, 2, 2), Layout(1, 4, 2, 2), LONG]
+)
 def test_layouts_that_fit_a_model(layout: Layout) -> None:
     layout.check_model(QWEN2_7B, 4096)
 
@@ -84,6 +94,16 @@ def test_layouts_that_fit_a_model(layout: Layout) -> None:
             "parallel.sequence_parallel divides rows of 4096 tokens over model_parallel 1, which must be more than 1 "
             "and divide them",
         ),
+        (
+            Layout(context_parallel=3),
+            "parallel.context_parallel is 3, which must divide rows of 4096 tokens and the 16 positions in whose "
+            "multiples tokens are scored",
+        ),
+        (
+            Layout(model_parallel=2, context_parallel=2),
+            "parallel.context_parallel 2 with model_parallel 2 needs parallel.sequence_parallel=true: norms divide the "
+            "positions over both",
+        ),
     ],
 )
 def test_what_cannot_be_divided(layout: Layout, sentence: str) -> None:
@@ -94,8 +114,13 @@ def test_what_cannot_be_divided(layout: Layout, sentence: str) -> None:
 
 def test_experts() -> None:
     Layout(2, 4, expert_parallel=8).check_model(QWEN3_30B, 4096)
+    Layout(2, 2, context_parallel=2, expert_parallel=8).check_model(QWEN3_30B, 4096)
     with pytest.raises(UserError, match="expert_parallel is 3, which must divide the model's 128 experts and the 6"):
         Layout(data_parallel=6, expert_parallel=3).check_model(QWEN3_30B, 4096)
+
+
+def test_a_scored_unit_is_that_of_the_rows() -> None:
+    assert round_up(1) == SCORED_UNIT
 
 
 def test_a_divided_vocabulary_must_divide() -> None:

@@ -40,6 +40,8 @@ def test_a_layer_by_hand() -> None:
     assert layer_activations(SMALL, Layout(1, 5), PLAIN, 10, 2) == 12_000 + 30_400 // 5
     by_sequence = Layout(1, 5, sequence_parallel=True)
     assert layer_activations(SMALL, by_sequence, PLAIN, 10, 2) == 1_600 + 4_000 + 30_400 // 5
+    # Of 10 positions a device has 5; the keys and values of all 10 come to each: 2 2 5 50 bytes more.
+    assert layer_activations(SMALL, Layout(context_parallel=2), PLAIN, 5, 2) == 42_400 // 2 + 1_000
     # Norms on queries and keys keep these in float32: 4 10 (100 + 50).
     assert layer_activations(SMALL, Layout(), Traits(qk_norm=True), 10, 2) == 42_400 + 6_000
 

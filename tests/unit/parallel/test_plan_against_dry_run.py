@@ -31,6 +31,13 @@ CASES = [
     ("qwen2", 4, "data_parallel=2 model_parallel=2 sequence_parallel=true", ()),
     ("baichuan2_13b", 4, "data_parallel=4 optimizer_shard=true", ()),
     ("glm4", 4, "data_parallel=2 model_parallel=2 optimizer_shard=true", ("AllGather",)),
+    ("qwen3", 4, "context_parallel=4", ()),
+    (
+        "qwen3",
+        8,
+        "data_parallel=2 context_parallel=2 model_parallel=2 sequence_parallel=true optimizer_shard=true",
+        ("AllGather",),
+    ),
     ("qwen3_moe", 8, "data_parallel=8 optimizer_shard=true expert_parallel=4", ("AllGather", "AlltoAll", "AlltoAllV")),
 ]
 

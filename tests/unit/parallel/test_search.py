@@ -53,7 +53,7 @@ def test_nothing_that_could_be_is_missing() -> None:
                                 # One worker of each part: but a whole vocabulary is divided, where there is one.
                                 without_effect |= mp == 1 or not whole
                             try:
-                                check(shape, layout, WORK)
+                                check(shape, layout, WORK, PLAIN)
                             except UserError:
                                 continue
                             if not without_effect:
@@ -61,6 +61,18 @@ def test_nothing_that_could_be_is_missing() -> None:
     fits = found(shape, world, 1e6).fitting
     assert {astuple(plan.layout) for plan in fits} == expected
     assert len(fits) == 2 * len(expected)  # with recomputed layers and without
+
+
+def test_rows_are_divided_where_the_model_is_built_on_gptmodel() -> None:
+    assert {plan.layout.context_parallel for plan in found(QWEN2_7B, 16, 1e6).fitting} == {1}
+    layouts = [plan.layout for plan in found(QWEN2_7B, 16, 1e6, traits=FUSED).fitting]
+    assert {layout.context_parallel for layout in layouts} == {1, 2, 4, 8, 16}
+    assert all(layout.world == 16 for layout in layouts)
+    for layout in layouts:
+        if layout.context_parallel > 1:
+            assert layout.sequence_parallel == (layout.model_parallel > 1)
+    with pytest.raises(UserError, match=r"context_parallel is 2, which families on MindFormers' older classes"):
+        check(QWEN2_7B, Layout(8, context_parallel=2), WORK, PLAIN)
 
 
 def test_the_quickest_comes_first_and_the_smallest_of_what_is_too_large() -> None:
@@ -125,4 +137,4 @@ def test_experts_are_divided_and_states_between_them_always() -> None:
 )
 def test_experts_need_some_and_parallel_passes(shape: ModelShape, layout: Layout) -> None:
     with pytest.raises(UserError, match=r"parallel\.expert_parallel is 2"):
-        check(shape, layout, WORK)
+        check(shape, layout, WORK, PLAIN)

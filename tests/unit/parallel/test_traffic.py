@@ -116,6 +116,20 @@ def test_sequence_parallel_gathers_and_scatters() -> None:
     assert elsewhere[("AllGather", "tensors", 5, 1)] == (4 * 6 + 2) * 8 * STATES
 
 
+def test_divided_rows_gather_keys_and_values_and_what_is_scored() -> None:
+    """16 rows of 48 positions on 2 workers: 4 layers' keys and values, 2 16 48 50 bytes each; states of all positions;
+    two numbers of each scored token, and one gradient."""
+    keys, states, numbers = 4 * 2 * 2 * 16 * 48 * 50, 2 * 16 * 48 * 100, 4 * 16 * 20
+    (found,) = of_step(Layout(context_parallel=2), work=replace(WORK, seq_length=48), traits=FUSED)
+    assert found == {
+        ("AllGather", "tensors", 2, 1): keys + states + 2 * numbers,
+        ("ReduceScatter", "tensors", 2, 1): keys + states + numbers,
+        ("AllReduce", "gradients", 2, 1): 4 * 560_900,
+    }
+    (again,) = of_step(Layout(context_parallel=2), work=replace(WORK, seq_length=48, recompute=True), traits=FUSED)
+    assert again[("AllGather", "tensors", 2, 1)] == 2 * keys + states + 2 * numbers
+
+
 def test_tokens_go_to_their_experts_and_back_both_ways() -> None:
     (found,) = of_step(Layout(8, optimizer_shard=True, expert_parallel=4), ROUTED, traits=FUSED)
     assert found[("AlltoAll", "tensors", 4, 1)] == 4 * 4 * 2 * STATES
