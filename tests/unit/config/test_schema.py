@@ -75,6 +75,7 @@ DEFAULTS = {
         "vocab_emb_dp": True,
         "expert_parallel": 1,
         "sequence_parallel": False,
+        "context_parallel": 1,
     },
     "lora": None,
     "generation": {"max_new_tokens": 256, "do_sample": False, "temperature": 1.0, "top_k": 0, "top_p": 1.0},
@@ -83,7 +84,7 @@ DEFAULTS = {
 COUNTS = [
     *("train.epochs", "train.global_batch_pairs", "train.logging_steps", "train.save_total_limit"),
     *("parallel.model_parallel", "parallel.pipeline_stage", "parallel.micro_batch_num", "generation.max_new_tokens"),
-    *("rlhf.ref_model_sync_steps", "parallel.expert_parallel"),
+    *("rlhf.ref_model_sync_steps", "parallel.expert_parallel", "parallel.context_parallel"),
 ]
 COUNTS_OR_NULL = [
     *("train.steps", "train.micro_batch_pairs", "train.eval_steps", "train.save_steps"),
