@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable
@@ -13,15 +12,13 @@ from mindrlhf.checkpoint.hf_folder import Put
 from mindrlhf.checkpoint.tensor_file import Spec
 from mindrlhf.checkpoint.tensors import Tensors
 from mindrlhf.models import ModelFamily
-from mindrlhf.models.hf_weights import Group, are_ms, faults, same
+from mindrlhf.models.hf_weights import Group, are_ms, faults
 from mindrlhf.runtime.errors import IncompleteCheckpoint, UserError
 from mindrlhf.runtime.progress import Progress
 
 CAST = 1 << 22  # numbers that are rounded at once
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
-
-_LAYER = re.compile(r"\.\d+\.")
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ def check(
 
 def in_ms(groups: Sequence[Group]) -> list[Group]:
     """The groups as they are under MindFormers' names."""
-    return [Group(shapes, tuple(shapes)) for shapes in _in_ms(groups)]
+    return [Group(group.ms_shapes, group.ms) for group in groups]
 
 
 def plan(groups: Sequence[Group], opened: Tensors, dtype: str | None, reverse: bool) -> Iterator[Step]:
@@ -65,7 +62,8 @@ def plan(groups: Sequence[Group], opened: Tensors, dtype: str | None, reverse: b
 
     Raises `UserError` for tensors that are no float numbers.
     """
-    for group, ours in zip(groups, _in_ms(groups)):
+    for group in groups:
+        ours = group.ms_shapes
         before = ours if reverse else group.hf
         found = {opened.specs[name].dtype for name in before}
         for name in before:
@@ -85,25 +83,6 @@ def constants(family: ModelFamily, hf_config: Mapping[str, Any], dtype: str) -> 
 def specs_of(steps: Sequence[Step]) -> dict[str, Spec]:
     """Dtype and shape of everything that is written, in the order of the steps."""
     return {name: Spec(step.dtype, tuple(shape)) for step in steps for name, shape in step.after.items()}
-
-
-def _in_ms(groups: Sequence[Group]) -> list[Shapes]:
-    """The shapes of every group under MindFormers' names, found by joining zeros of one byte each.
-
-    Groups of like shapes whose names differ in the number of the layer alone are joined once.
-    """
-    known: dict[Any, list[Shape]] = {}
-    found: list[Shapes] = []
-    for group in groups:
-        shapes = [tuple(shape) for shape in group.hf.values()]
-        if group.join is not same:
-            key = (*(_LAYER.sub(".N.", name) for name in group.ms), *shapes)
-            if key not in known:
-                zeros = [np.broadcast_to(np.zeros((), np.int8), shape) for shape in shapes]
-                known[key] = [array.shape for array in group.join(*zeros)]
-            shapes = known[key]
-        found.append(dict(zip(group.ms, shapes)))
-    return found
 
 
 def move(steps: Sequence[Step], opened: Tensors, put: Put, wrote: Put | None = None) -> None:

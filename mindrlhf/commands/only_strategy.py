@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import resource
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from mindrlhf.runtime.logging import log
 if TYPE_CHECKING:
     from mindrlhf.parallel.dry_run import Stage
     from mindrlhf.parallel.memory import StageMemory, Work
+    from mindrlhf.trainers.architecture import Architecture
 
 RECORD = "dry_run.json"
 _RANKS = re.compile(r"(\d+)(?:-(\d+))?")
@@ -56,7 +58,8 @@ def _own_world(config: Config) -> int:
     parallel = config.parallel
     if parallel.data_parallel == "auto":
         raise UserError("for how many workers? parallel.data_parallel is auto; give --dry_run_world_size, such as 8")
-    return int(parallel.data_parallel) * parallel.model_parallel * parallel.pipeline_stage
+    inner = parallel.context_parallel * parallel.model_parallel * parallel.pipeline_stage
+    return int(parallel.data_parallel) * inner
 
 
 def _chosen(words: str | None, world: int) -> list[int]:
@@ -106,6 +109,7 @@ def _pretend(config: Config, layout: Layout, ranks: Sequence[int]) -> None:
     from mindrlhf.runtime.device import Device
     from mindrlhf.runtime.files import require_writable, write_json
     from mindrlhf.trainers.architecture import find_architecture
+    from mindrlhf.trainers.frozen import reference_architecture
     from mindrlhf.trainers.graph import check_layout, row_length_of, training_graph
     from mindrlhf.trainers.policy import check_routing
     from mindrlhf.trainers.registry import loss_settings
@@ -114,7 +118,11 @@ def _pretend(config: Config, layout: Layout, ranks: Sequence[int]) -> None:
     shape, traits = found.family.shape(found.hf_config), found.family.traits(found.hf_config)
     layout.check_model(shape, row_length_of(config))
     check_routing(config, found.family, layout)
-    check_layout(config, layout, loss_settings(config))
+    loss = loss_settings(config)
+    check_layout(config, layout, loss)
+    reference = reference_architecture(config, found) if loss.reference == "online" else None
+    if reference:
+        layout.check_model(reference.family.shape(reference.hf_config), row_length_of(config))
     folder = Path(config.output_dir) / STRATEGY
     require_writable(config.output_dir)
     log(f"{layout.world} workers: {layout}; compiling for Ascend, nothing is computed")
@@ -132,9 +140,31 @@ def _pretend(config: Config, layout: Layout, ranks: Sequence[int]) -> None:
         with_and_without = [estimate(shape, layout, work, traits)[number] for work in works]
         log("\n".join(report(stage, *with_and_without)))
         records.append(record(stage, *with_and_without))
-    write_json(Path(config.output_dir) / RECORD, {"world": layout.world, "stages": records})
+    said: dict[str, object] = {"world": layout.world, "stages": records}
+    if reference:
+        scoring = _pretend_reference(config, layout, reference)
+        log("\n".join(report_reference(scoring)))
+        said["reference"] = record_reference(scoring)
+    write_json(Path(config.output_dir) / RECORD, said)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     log(f"strategy of {len(ranks)} rank(s): {folder}  (peak memory of this process {peak:.1f} GB)")
+
+
+def _pretend_reference(config: Config, layout: Layout, found: Architecture) -> Stage:
+    """The graph that scores a batch before its step, compiled likewise."""
+    from mindrlhf.parallel.dry_run import dry_run
+    from mindrlhf.runtime.device import Device
+    from mindrlhf.trainers.frozen import reference_graph
+
+    # Its strategy is not kept: what is merged and cut is the policy.
+    with tempfile.TemporaryDirectory(prefix="mindrlhf-strategy-") as scratch:
+        (stage,) = dry_run(
+            lambda rank: reference_graph(config, Device("Ascend", rank, layout.world, pretended=True), layout, found),
+            layout,
+            Path(scratch),
+            [0],
+        )
+    return stage
 
 
 def _works(config: Config) -> list[Work]:
@@ -148,10 +178,8 @@ def _works(config: Config) -> list[Work]:
 
 def report(stage: Stage, kept: StageMemory, recomputed: StageMemory) -> list[str]:
     """What a stage costs each of its ranks, in lines; estimates of its memory without and with recomputation."""
-    from mindrlhf.parallel.collectives import summary
-
     sizes = stage.sizes
-    lines = [
+    return [
         f"stage of ranks {stage.ranks[0]}-{stage.ranks[-1]}, compiled in {stage.seconds:.0f} s",
         f"  parameters per rank  {sizes.local:,} of the stage's {sizes.full:,}",
         f"  memory per rank      weights {_size(sizes.weights)}, gradients {_size(sizes.gradients)}, "
@@ -160,10 +188,30 @@ def report(stage: Stage, kept: StageMemory, recomputed: StageMemory) -> list[str
         f"{_size(recomputed.activations)}; weights gathered or in 16 bits {_size(kept.copies)}, with train.recompute "
         f"{_size(recomputed.copies)}{_reference(kept)}",
         "  collectives of a step (what train.recompute repeats is counted once)",
+        *_collectives(stage),
     ]
-    for kind, size, count, nbytes in summary(stage.collectives):
-        lines.append(f"    {kind:<14} over {size:>4}  {count:>5} x  {_size(nbytes)}")
-    return lines
+
+
+def report_reference(stage: Stage) -> list[str]:
+    """What an online reference costs each rank beside that, in lines."""
+    sizes = stage.sizes
+    return [
+        f"online reference, compiled in {stage.seconds:.0f} s",
+        f"  parameters per rank  {sizes.local:,} of {sizes.full:,}",
+        f"  memory per rank      weights {_size(sizes.weights)}",
+        "  collectives of a batch that it scores",
+        *_collectives(stage),
+    ]
+
+
+def _collectives(stage: Stage) -> list[str]:
+    from mindrlhf.parallel.collectives import summary
+
+    lines = [
+        f"    {kind:<14} over {size:>4}  {count:>5} x  {_size(nbytes)}"
+        for kind, size, count, nbytes in summary(stage.collectives)
+    ]
+    return lines or ["    none"]
 
 
 def _reference(memory: StageMemory) -> str:
@@ -172,17 +220,26 @@ def _reference(memory: StageMemory) -> str:
 
 def record(stage: Stage, kept: StageMemory, recomputed: StageMemory) -> dict[str, object]:
     """The same for machines."""
-    from mindrlhf.parallel.collectives import summary
-
-    names = ("kind", "group", "count", "bytes")
     return {
         "ranks": [stage.ranks[0], stage.ranks[-1]],
         "seconds": stage.seconds,
         **asdict(stage.sizes),
         "estimate": asdict(kept),
         "estimate_with_recompute": asdict(recomputed),
-        "collectives": [dict(zip(names, row)) for row in summary(stage.collectives)],
+        "collectives": _rows(stage),
     }
+
+
+def record_reference(stage: Stage) -> dict[str, object]:
+    """The same of an online reference."""
+    sizes = {name: size for name, size in asdict(stage.sizes).items() if name in ("full", "local", "weights")}
+    return {"seconds": stage.seconds, **sizes, "collectives": _rows(stage)}
+
+
+def _rows(stage: Stage) -> list[dict[str, object]]:
+    from mindrlhf.parallel.collectives import summary
+
+    return [dict(zip(("kind", "group", "count", "bytes"), row)) for row in summary(stage.collectives)]
 
 
 def _size(nbytes: float) -> str:

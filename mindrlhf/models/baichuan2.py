@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from mindrlhf.models.family import BuildOptions, register
+from mindrlhf.models.fused_weights import stacked
 from mindrlhf.models.hf_config import need
 from mindrlhf.models.hf_weights import Group
 from mindrlhf.models.llama import LlamaFamily
@@ -15,7 +16,6 @@ from mindrlhf.parallel.parameters import Traits
 from mindrlhf.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    import numpy as np
     from mindspore import nn
 
 _FIRST_VOCABULARY = 64000  # of Baichuan 1, whose head is not normalised
@@ -94,7 +94,7 @@ class Baichuan2Family(LlamaFamily):
             place, found, _ = next(iter(group.hf)).partition(".self_attn.q_proj.")
             if found:
                 ours = tuple(f"{place}.attention.{name}.weight" for name in ("wq", "wk", "wv"))
-                yield Group({f"{place}.self_attn.W_pack.weight": (3 * hidden, hidden)}, ours, _in_three, _in_one)
+                yield stacked(f"{place}.self_attn.W_pack.weight", hidden, hidden, hidden, hidden=hidden, ours=ours)
             elif not any(f".self_attn.{name}_proj." in place for name in "kv"):
                 yield group
 
@@ -121,17 +121,6 @@ def has_alibi(hf_config: Mapping[str, Any]) -> bool:
             f"{'has' if alibi else 'has no'} max_position_embeddings; {what}"
         )
     return alibi
-
-
-def _in_three(packed: np.ndarray) -> Sequence[np.ndarray]:
-    rows = packed.shape[0] // 3
-    return packed[:rows], packed[rows : 2 * rows], packed[2 * rows :]
-
-
-def _in_one(*parts: np.ndarray) -> Sequence[np.ndarray]:
-    import numpy as np
-
-    return (np.concatenate(parts),)
 
 
 BAICHUAN2 = register(Baichuan2Family())

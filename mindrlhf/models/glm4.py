@@ -164,7 +164,7 @@ def _older_form(group: Group) -> Group:
         rows = [shape[0] for shape in group.hf.values()]
         hidden = group.hf[first][1] if len(group.hf[first]) == 2 else None
         group = chained(stacked(first.replace("q_proj", "query_key_value"), *rows, hidden=hidden), group)
-    return Group({_older(name): shape for name, shape in group.hf.items()}, group.ms, group.join, group.split)
+    return Group({_older(name): shape for name, shape in group.hf.items()}, group.ms, group.joined, group.split)
 
 
 def _older(name: str) -> str:

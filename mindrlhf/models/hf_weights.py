@@ -6,10 +6,14 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Callable
 
+from mindrlhf.parallel.slices import Box, Shape, whole
 from mindrlhf.runtime.errors import Shapes, misfits
 
 if TYPE_CHECKING:
     import numpy as np
+
+    # A group's how manieth Hugging Face tensor, and which box of it.
+    Read = Callable[[int, Box], np.ndarray]
 
 
 def same(*arrays: np.ndarray) -> Sequence[np.ndarray]:
@@ -18,18 +22,52 @@ def same(*arrays: np.ndarray) -> Sequence[np.ndarray]:
 
 
 @dataclass(frozen=True)
+class Join:
+    """How MindFormers' tensors of a group are made of Hugging Face's.
+
+    shapes: of MindFormers' tensors. cut: a box of the how manieth of them, out of the boxes that it asks a reader for,
+    which hold no more than it needs, or little more. Called with whole arrays it makes whole ones, which may be views.
+    """
+
+    shapes: tuple[Shape, ...]
+    cut: Callable[[int, Box, Read], np.ndarray]
+
+    def __call__(self, *arrays: np.ndarray) -> list[np.ndarray]:
+        """MindFormers' tensors, whole."""
+
+        def read(number: int, box: Box) -> np.ndarray:
+            return arrays[number][tuple(slice(start, stop) for start, stop in box)]
+
+        return [self.cut(number, whole(shape), read) for number, shape in enumerate(self.shapes)]
+
+
+@dataclass(frozen=True)
 class Group:
     """The smallest set of tensors that are one another's.
 
     hf: Hugging Face names with their shapes, in the order in which `join` takes and `split` returns arrays. ms:
-    MindFormers names, likewise. `join` and `split` move entries and compute nothing, so that they undo each other bit
-    for bit and serve gradients too.
+    MindFormers names, likewise. joined: how those are made of these, None where they have but two names. `join` and
+    `split` move entries and compute nothing, so that they undo each other bit for bit and serve gradients too.
     """
 
     hf: Shapes
     ms: tuple[str, ...]
-    join: Callable[..., Sequence[np.ndarray]] = same
+    joined: Join | None = None
     split: Callable[..., Sequence[np.ndarray]] = same
+
+    @property
+    def join(self) -> Callable[..., Sequence[np.ndarray]]:
+        """Hugging Face's arrays -> MindFormers'; `same` where they have but two names."""
+        return self.joined or same
+
+    @property
+    def ms_shapes(self) -> dict[str, Shape]:
+        """MindFormers names with their shapes."""
+        return dict(zip(self.ms, self.joined.shapes if self.joined else map(tuple, self.hf.values())))
+
+    def cut(self, number: int, box: Box, read: Read) -> np.ndarray:
+        """A box of the how manieth of MindFormers' tensors, out of boxes of Hugging Face's; see `Join`."""
+        return self.joined.cut(number, box, read) if self.joined else read(number, box)
 
 
 def renamed(hf: str, ms: str, *shape: int) -> Group:

@@ -23,6 +23,7 @@ from mindrlhf.runtime.errors import UserError
 from mindrlhf.runtime.files import replacing, require_writable, write_json, write_text
 from mindrlhf.runtime.logging import log
 from mindrlhf.trainers import provenance
+from mindrlhf.trainers.frozen import require_same_tokens
 from mindrlhf.trainers.graph import build_step, check_layout, fields_of, filler
 from mindrlhf.trainers.loop import total_steps
 from mindrlhf.trainers.optimizer import build_optimizer, learning_rates, optimizer_state
@@ -109,11 +110,7 @@ class DPOTrainer:
             self.config, self.device, self.shape.length, self.layout, frozen=not rlhf.sync_ref_model
         )
         model_config = source.family.from_hf_config(source.hf_config, options)
-        if model_config["vocab_size"] != vocabulary:
-            raise UserError(
-                f"the reference {source.weights.folder} knows {model_config['vocab_size']} tokens and the policy "
-                f"{vocabulary}; set rlhf.reference_checkpoint to a model with the same tokenizer"
-            )
+        require_same_tokens(source.weights.folder, model_config["vocab_size"], vocabulary)
         return OnlineReference(
             source,
             model_config,

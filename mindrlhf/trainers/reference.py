@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Tensor, nn, ops
 
 from mindrlhf.cells.scoring import WholeLogps
 from mindrlhf.checkpoint import store
@@ -18,6 +18,7 @@ from mindrlhf.data.records import Pair
 from mindrlhf.data.rows import Rows, padded, round_up, row_length
 from mindrlhf.parallel.layout import Layout
 from mindrlhf.runtime.device import Device
+from mindrlhf.trainers.frozen import PREFIX, SCORED, attributes, frozen_scorer
 from mindrlhf.trainers.policy import Source, build_options
 from mindrlhf.trainers.provenance import require_known_token
 from mindrlhf.trainers.registry import sequence_scorer
@@ -25,9 +26,6 @@ from mindrlhf.trainers.weights import compiled_slices, first_weights, load_slice
 
 PAIRS_PER_BATCH = 4
 SHORTEST_ROW = 128  # rows are as long as the record's, or a half of that, and so on down to this: one graph each
-# The fields of a batch that `ScoreSequences` reads.
-SCORED = Rows._fields[:7]
-PREFIX = "reference."
 
 
 class ReferenceScorer:
@@ -101,25 +99,11 @@ class OnlineReference:
     ) -> None:
         """`model_config`: MindFormers'; `layout`: the policy's; `shared`: see LD-DPO."""
         self.source, self.sliced = source, layout.semi_auto
-        config = attributes(model_config)
-        self.model = source.family.build(config)
-        self.fingerprint = first_weights(source, named(self.model), device, layout)
-        score = sequence_scorer(
-            source.family,
-            self.model,
-            config,
-            seq_length=config.seq_length,
-            collation=collation,
-            layout=layout.of_model,
-            shared=shared,
+        self.model, self.cell = frozen_scorer(
+            source.family, attributes(model_config), layout, collation=collation, shared=shared
         )
-        self.cell = WholeLogps(score).set_train(False)
-        self.parameters: dict[str, Parameter] = {}
-        for parameter in self.model.get_parameters():
-            self.parameters[parameter.name] = parameter
-            parameter.requires_grad = False
-            # The policy's have the same names, and a strategy or a checkpoint tells parameters by these.
-            parameter.name = PREFIX + parameter.name
+        self.parameters = {name[len(PREFIX) :]: parameter for name, parameter in named(self.model).items()}
+        self.fingerprint = first_weights(source, self.parameters, device, layout)
 
     def lay_out(self, rows: Sequence[Tensor], device: Device, layout: Layout) -> None:
         """Compile under semi-auto parallel for such rows, and read the slices that this rank holds."""
@@ -150,13 +134,6 @@ class OnlineReference:
         """Take up a `state`, complete or refused."""
         mine = {parameter.name: parameter for parameter in self.parameters.values()}
         store.load_parameters(mine, arrays, "the checkpoint to resume from", sliced=self.sliced)
-
-
-def attributes(model_config: dict[str, Any]) -> Any:
-    """A model_config whose keys are attributes, as those of MindFormers' config objects are."""
-    from mindformers.tools.register import MindFormerConfig
-
-    return MindFormerConfig(**model_config)
 
 
 def row_lengths(longest: int) -> list[int]:

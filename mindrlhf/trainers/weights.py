@@ -14,7 +14,7 @@ import numpy as np
 
 from mindrlhf.checkpoint import store
 from mindrlhf.checkpoint.tensors import Tensors
-from mindrlhf.models.hf_weights import Group, are_ms, same
+from mindrlhf.models.hf_weights import Group, are_ms
 from mindrlhf.parallel.context import recorded_strategy
 from mindrlhf.parallel.layout import Layout
 from mindrlhf.parallel.slices import Box, box_of
@@ -74,8 +74,9 @@ def load_slices(
 ) -> None:
     """Set the parameters that `boxes` names, which have the shapes of these boxes already, to them.
 
-    Nothing but the boxes is read of a tensor that has but two names; what is joined of several is read whole and cut.
-    Of the files' checksums each of `world` ranks compares its share.
+    Of every tensor on the disk only what the boxes hold is read, of experts those that are in a box; where rows change
+    places within a head (GLM-4's q and k), up to a head more at either end of a box. Of the files' checksums each of
+    `world` ranks compares its share.
     """
     with _opened(source) as tensors:
         for group in tensors.groups:
@@ -113,8 +114,7 @@ def compiled_slices(cell: nn.Cell, inputs: Sequence[Any], weights: Parameters, r
     lost = full.keys() - layouts.keys()
     if lost and layout.pipeline_stage == 1:
         raise RuntimeError(f"MindSpore has given {len(lost)} parameters no layout: {some(sorted(lost))}")
-    per_stage = layout.world // layout.pipeline_stage
-    boxes = {name: box_of(layouts[name], full[name], rank % per_stage) for name in full if name in layouts}
+    boxes = {name: box_of(layouts[name], full[name], rank % layout.per_stage) for name in full if name in layouts}
     return Slices(boxes, strategy)
 
 
@@ -165,7 +165,7 @@ class _Grouped:
 
     def sampled(self, group: Group) -> Iterator[tuple[str, Any]]:
         """Those of a group under Hugging Face's names, unread where they lie on the disk as they are there."""
-        if self.ours and group.join is not same:
+        if self.ours and group.joined:
             yield from self.read(group)[1].items()
         else:
             lying = group.ms if self.ours else tuple(group.hf)
@@ -173,15 +173,12 @@ class _Grouped:
 
     def cut(self, group: Group, boxes: Mapping[str, Box]) -> Iterator[tuple[str, np.ndarray]]:
         """Those of a group's tensors that `boxes` names, cut to these."""
-        mine = [name for name in group.ms if name in boxes]
-        if mine and (self.ours or group.join is same):
-            named = dict(zip(group.ms, group.ms if self.ours else group.hf))
-            for name in mine:
-                yield name, self.opened.read(named[name], boxes[name])
-        elif mine:
-            whole, _ = self.read(group)
-            for name in mine:
-                yield name, whole[name][tuple(slice(start, stop) for start, stop in boxes[name])]
+        theirs = tuple(group.hf)
+        for number, name in enumerate(group.ms):
+            if name in boxes and self.ours:
+                yield name, self.opened.read(name, boxes[name])
+            elif name in boxes:
+                yield name, group.cut(number, boxes[name], lambda part, box: self.opened.read(theirs[part], box))
 
 
 @contextmanager

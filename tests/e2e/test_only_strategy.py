@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pipeline_shell import ROOT, Shell
@@ -23,7 +24,7 @@ def compile_for(folder: Path, world: int, *words: str) -> str:
 
 
 def test_split_tensors(tmp_path: Path) -> None:
-    said = compile_for(tmp_path, 8, "parallel.model_parallel=4")
+    said = compile_for(tmp_path, 8, "parallel.model_parallel=4", "rlhf.reference=online")
     assert "stage of ranks 0-7" in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
     folder = tmp_path / "out" / "strategy"
@@ -42,6 +43,24 @@ def test_split_tensors(tmp_path: Path) -> None:
     assert stage["weights"] == 4 * stage["local"] == stage["gradients"]
     assert stage["states"] >= 2 * stage["weights"]
     assert sum(row["count"] for row in stage["collectives"]) > 20
+    assert not any(name.startswith("reference.") for name in layouts)
+    assert "online reference, compiled in" in said
+    check_reference(json.loads((tmp_path / "out" / "dry_run.json").read_text())["reference"], stage)
+
+
+def check_reference(found: dict[str, Any], stage: dict[str, Any]) -> None:
+    """At (dp, mp) = (2, 4): 8 rows of 64 tokens a device, 16 of all; two sums over mp in every layer, half as many as
+    forward and backward have; and what all get in the end is the rows' sums, of two answers each, not their logits."""
+    rows, tokens, half = 8, 64, 2
+    assert (found["full"], found["local"]) == (stage["full"], stage["local"])
+    norms = (2 * LAYERS + 1) * HIDDEN  # which are float32 beside matrices of 16 bits
+    assert found["weights"] == half * found["local"] + half * norms
+    sums = {"kind": "AllReduce", "group": 4, "count": 2 * LAYERS, "bytes": 2 * LAYERS * rows * tokens * HIDDEN * half}
+    assert sums in found["collectives"]
+    assert {**sums, "count": 2 * sums["count"], "bytes": 2 * sums["bytes"]} in stage["collectives"]
+    (gathered,) = [row for row in found["collectives"] if row != sums]
+    assert (gathered["kind"], gathered["group"]) == ("AllGather", 2)
+    assert gathered["bytes"] <= gathered["count"] * 2 * rows * 2 * 4
 
 
 def test_some_ranks_of_whole_models(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from mindrlhf.parallel.layout import Layout
 from mindrlhf.runtime.device import Device, setup
 from mindrlhf.runtime.errors import run
 from mindrlhf.runtime.logging import world
-from mindrlhf.trainers import dpo, reference
+from mindrlhf.trainers import dpo, frozen
 from mindrlhf.trainers import setup as trainers_setup
 
 
@@ -42,8 +42,8 @@ def sequence_scorer(*given: Any, layout: Layout, **words: Any) -> Any:
     return cell
 
 
-registered, plain_scorer = dpo.build_preference_cell, reference.sequence_scorer
-reference.sequence_scorer = sequence_scorer
+registered, plain_scorer = dpo.build_preference_cell, frozen.sequence_scorer
+frozen.sequence_scorer = sequence_scorer
 trainers_setup.setup_training = setup_training
 dpo.build_preference_cell = build_preference_cell
 divide_functions()

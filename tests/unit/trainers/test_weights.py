@@ -11,10 +11,12 @@ from mindspore import Parameter, Tensor
 from mindrlhf.checkpoint.hf_folder import hugging_face_folder
 from mindrlhf.checkpoint.store import fingerprint, save_weights
 from mindrlhf.checkpoint.tensor_file import TensorFile, spec_of
+from mindrlhf.checkpoint.tensors import Tensors
 from mindrlhf.config.schema import Config, Model
 from mindrlhf.models import families, get_family
 from mindrlhf.parallel.layout import ONE_WORKER, Layout
-from mindrlhf.parallel.slices import Box
+from mindrlhf.parallel.slices import Box, box_of, extent, whole, within
+from mindrlhf.parallel.strategy import TensorLayout
 from mindrlhf.runtime.device import Device
 from mindrlhf.runtime.errors import IncompleteCheckpoint
 from mindrlhf.runtime.files import write_json
@@ -87,6 +89,36 @@ def test_of_a_tensor_nothing_but_the_slice_is_read(tmp_path: Path, monkeypatch: 
     parameters = parameters_for({wide: tuple(stop - start for start, stop in box)})
     load_slices(source, parameters, {wide: box})
     assert asked == [(wide, box)]
+
+
+@pytest.mark.parametrize("name", sorted(families()))
+def test_of_a_hugging_face_folder_a_rank_reads_as_much_as_it_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """model_parallel 2 on rows, or experts on 2 devices, and each half shared by two: no head is cut."""
+    source, arrays = source_of(tmp_path, name, ours=False)
+    layouts = {
+        ndim: TensorLayout((2, 2), ((0,), ())[:ndim], opt_weight_shard_step=2, opt_weight_shard_size=-1)
+        for ndim in (1, 2)
+    }
+    read = Tensors.read
+    given = []
+
+    def watched(tensors: Tensors, key: str, box: Box | None = None) -> np.ndarray:
+        array = read(tensors, key, box)
+        given.append(array.nbytes)
+        return array
+
+    monkeypatch.setattr(Tensors, "read", watched)
+    for rank in range(4):
+        boxes = {key: box_of(layouts[array.ndim], array.shape, rank) for key, array in arrays.items()}
+        parameters = parameters_for({key: extent(box) for key, box in boxes.items()})
+        given.clear()
+        load_slices(source, parameters, boxes, rank, world=4)
+        assert sum(given) == sum(parameter.asnumpy().nbytes for parameter in parameters.values())
+        for key, box in boxes.items():
+            expected = arrays[key][within(box, whole(arrays[key].shape))]
+            np.testing.assert_array_equal(parameters[key].asnumpy(), expected, key)
 
 
 @pytest.mark.parametrize("ours", [True, False], ids=["MindFormers", "Hugging Face"])
