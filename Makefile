@@ -11,8 +11,12 @@ quality:
 unit:
 	$(PYTHON) -m pytest -m "not slow" -n auto --maxprocesses 4
 
+# What starts workers, or compiles two at a time, has the cores to itself.
+ALONE = tests/e2e tests/fault tests/interop tests/invariant tests/layouts tests/multiproc
+
 test: unit
-	$(PYTHON) -m pytest -m slow
+	$(PYTHON) -m pytest -m slow -n 2 $(ALONE:%=--ignore=%)
+	$(PYTHON) -m pytest -m slow $(ALONE)
 
 # Every tutorial on the small model that it makes itself, in ./tutorial_output; about 2 minutes each on 2 cores.
 tutorials:

@@ -116,6 +116,7 @@ class LlamaFamily(ModelFamily):
         # Lazily inlined layers pay with a pipeline alone, and do not compile in data_parallel mode on CPU.
         config.disable_lazy_inline = config.parallel_config.pipeline_stage == 1
         model = LlamaForCausalLM(config=config)
+        _sum_rows_whole(model)
         if getattr(config, "recompute_layers", False):
             recompute_layers(model.model.layers, config.parallel_optimizer)
         if not config.use_flash_attention:
@@ -168,6 +169,18 @@ class LlamaFamily(ModelFamily):
             "rms_norm_eps": 1.0e-5,
             "rope_theta": 500000.0,
         }
+
+
+def _sum_rows_whole(model: nn.Cell) -> None:
+    """Give an embedding that is divided over its vocabulary rows that are whole on every worker of model_parallel.
+
+    Where it is divided over all workers of a stage MindSpore divides its rows too unless told, for two operators to
+    gather them again.
+    """
+    parallel = model.config.parallel_config
+    dp, mp = parallel.data_parallel, parallel.model_parallel
+    if not parallel.vocab_emb_dp and model.config.vocab_size % mp == 0:
+        model.model.tok_embeddings.gather.shard(((mp, 1), (dp, 1)), out_strategy=((dp, 1, 1),))
 
 
 LLAMA = register(LlamaFamily())

@@ -3,8 +3,8 @@
     python compile_layouts.py qwen3 out.json 2,4,1,1 4,2,1,1,opt 2,2,2,2,opt,emb
 
 A layout is dp,mp,pp,micro batches and words: opt (optimizer shard), emb (vocab_emb_dp), sp (sequence parallel), ep2
-(expert parallel), aux (a router's load-balance loss), recompute. One process for all: the first compilation is the
-slow one.
+(expert parallel), cp2 (context parallel), aux (a router's load-balance loss), recompute. One process for all: the first
+compilation is the slow one.
 """
 
 from __future__ import annotations
@@ -51,9 +51,18 @@ def layout_of(word: str) -> Any:
 
     numbers, words = word.split(",")[:4], word.split(",")[4:]
     data, model, stages, parts = map(int, numbers)
-    experts = next((int(word[2:]) for word in words if word.startswith("ep")), 1)
+    experts, contexts = (next((int(word[2:]) for word in words if word.startswith(kind)), 1) for kind in ("ep", "cp"))
     flags = {field: word in words for word, field in WORDS.items()}
-    return Layout(data, model, stages, parts, expert_parallel=experts, vocab_emb_dp="emb" in words, **flags)
+    return Layout(
+        data,
+        model,
+        stages,
+        parts,
+        expert_parallel=experts,
+        context_parallel=contexts,
+        vocab_emb_dp="emb" in words,
+        **flags,
+    )
 
 
 def hf_config(name: str, model_parallel: int) -> tuple[Any, dict[str, Any]]:
@@ -126,8 +135,7 @@ def compile_stage(name: str, word: str, stage: int, folder: Path) -> dict[str, A
     from mindrlhf.parallel.strategy import read_strategy
 
     layout = layout_of(word)
-    per_stage = layout.world // layout.pipeline_stage
-    rank = (stage + 1) * per_stage - 1
+    rank = (stage + 1) * layout.per_stage - 1
     began = time.perf_counter()
     strategy = folder / "strategy.ckpt"
     with dry_run.simulate(layout, rank, strategy, folder):
@@ -169,19 +177,28 @@ def compile_stage(name: str, word: str, stage: int, folder: Path) -> dict[str, A
             }
             for one in collectives
         ],
-        "reductions": [
-            [found["name"], found["kind"], _numbers(found["ranks"])]
-            for line in lines
-            if (found := _MIRROR.search(line))
-        ],
+        "reductions": reductions(graph),
         "assigned": [found["name"] for line in lines if (found := _ASSIGNED.search(line))],
         "norm_divided_by": [int(found["by"]) for line in lines if (found := _NORM.search(line))],
         "norm_joined_over": [_numbers(found["ranks"]) for line in lines if (found := _JOINED.search(line))],
     }
 
 
+def reductions(graph: Path) -> list[list[Any]]:
+    """(parameter, kind, ranks) of every sum of a gradient over workers."""
+    lines = graph.read_text(encoding="utf-8", errors="replace").split("\n")
+    found = [match for line in lines if (match := _MIRROR.search(line))]
+    return [[match["name"], match["kind"], _numbers(match["ranks"])] for match in found]
+
+
 def _numbers(text: str) -> list[int]:
     return [int(number) for number in text.split(",") if number.strip()]
+
+
+def failure(error: Exception) -> str:
+    """Of what was just caught: its first line and where it came from; MindSpore's are hundreds of lines long."""
+    site = re.findall(r"\S+\.cc:\d+ \w+", str(error))[:1] or traceback.format_exc().strip().split("\n")[-3:-1]
+    return f"{type(error).__name__}: {[*str(error).strip().splitlines(), ''][0]} {site}"
 
 
 def compile_all(name: str, words: Sequence[str]) -> Mapping[str, Any]:
@@ -196,8 +213,7 @@ def compile_all(name: str, words: Sequence[str]) -> Mapping[str, Any]:
                     stages.append(compile_stage(name, word, stage, Path(folder)))
             found[word] = stages
         except Exception as error:  # noqa: BLE001  (whatever it was, the other layouts are compiled)
-            site = re.findall(r"\S+\.cc:\d+ \w+", str(error))[:1] or traceback.format_exc().strip().split("\n")[-3:-1]
-            found[word] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]} {site}"
+            found[word] = failure(error)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         verdict = found[word] if isinstance(found[word], str) else [stage["seconds"] for stage in found[word]]
         print(f"{name:<14} {word:<24} {verdict}  {peak:.1f} GB", flush=True)

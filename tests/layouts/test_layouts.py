@@ -5,18 +5,14 @@ Compiled, not run; `compile_layouts.py` tells how.
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
-from typing import Any
+from concurrent.futures import Future
+from typing import Any, Callable
 
 import mindspore
 import pytest
 from compile_layouts import LAYERS, LENGTH, PAIRS, VOCABULARY, layout_of
-from demands import demand
+from demands import STATES, beside_parameters, demand, redistributions, reductions
 
 from mindrlhf.parallel.gate import PROVEN
 
@@ -25,22 +21,21 @@ pytestmark = [
     pytest.mark.skipif(mindspore.__version__ not in PROVEN, reason="the gate is not proven on this MindSpore"),
 ]
 
-HERE = Path(__file__).parent
+Processes = Callable[..., Future[Any]]
 EMBEDDING = {"qwen2_tied": "model.tok_embeddings.embedding_weight", "qwen3_tied": "embedding.word_embeddings.weight"}
-STATES = ("adam_m.", "adam_v.", "accu_grads.")
 # data, model, stages, micro-batches: see compile_layouts. Each model in half of them, for the time it takes; each of
 # MindFormers' two kinds of models in all.
 ONE, OTHER = ("2,4,1,1", "2,2,2,4,opt"), ("4,2,1,1,opt,emb", "2,2,2,2")
 CASES = {
-    "llama": ONE,
-    "qwen2": OTHER,
+    "llama": (*ONE, "1,8,1,1"),
+    "qwen2": ("2,4,1,1", *OTHER),
     "qwen2_tied": ONE,
     "baichuan2_7b": ONE,
-    "baichuan2_13b": OTHER,
-    "glm4": ONE,
-    "qwen3": ("2,4,1,1,sp", "4,2,1,1,opt", "2,2,2,2,sp"),
-    "qwen3_tied": OTHER,
-    "qwen3_moe": ("2,4,1,1,ep4", "4,2,1,1,ep2,opt,aux", "2,2,2,4,ep2,opt"),
+    "baichuan2_13b": ("2,4,1,1", *OTHER),
+    "glm4": (*ONE, "1,2,1,1,cp4,sp"),
+    "qwen3": ("2,4,1,1,sp", "4,2,1,1,opt", "2,2,2,2,sp", "2,2,2,4,opt", "2,2,1,1,cp2,sp,opt"),
+    "qwen3_tied": (*OTHER, "1,2,2,2,cp2,sp,opt"),
+    "qwen3_moe": ("2,4,1,1,ep4", "4,2,1,1,ep2,opt,aux", "2,2,2,4,ep2,opt", "2,2,1,1,cp2,ep2,opt"),
 }
 
 
@@ -48,16 +43,21 @@ CASES = {
 MASKS = {"qwen3_moe 4,2,1,1,ep2,opt,aux stage 0": 1}
 
 
+@pytest.fixture(scope="module")
+def started(
+    request: pytest.FixtureRequest, processes: Processes, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Future[Any]]:
+    """Model -> layout -> stages, each from a process of its own; those that this session asks for, in its order."""
+    folder = tmp_path_factory.mktemp("layouts")
+    chosen = [item.callspec.params.get("compiled") for item in request.session.items if hasattr(item, "callspec")]
+    names = [name for name in dict.fromkeys(chosen) if name in CASES]
+    return {name: processes("compile_layouts.py", name, folder / f"{name}.json", *CASES[name]) for name in names}
+
+
 @pytest.fixture(scope="module", params=sorted(CASES))
-def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Layout -> stages of one model, from a process of its own."""
-    out = tmp_path_factory.mktemp("layouts") / "found.json"
-    argv = [sys.executable, str(HERE / "compile_layouts.py"), request.param, str(out), *CASES[request.param]]
-    path = os.pathsep.join([str(HERE.parent.parent), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path}
-    ran = subprocess.run(argv, check=False, env=environment, capture_output=True, text=True, timeout=800)
-    assert ran.returncode == 0, ran.stderr[-2000:]
-    found = {"name": request.param, "layouts": json.loads(out.read_text(encoding="utf-8"))}
+def compiled(request: pytest.FixtureRequest, started: dict[str, Future[Any]]) -> dict[str, Any]:
+    """A model, and its layout -> stages."""
+    found = {"name": request.param, "layouts": started[request.param].result()}
     failed = {word: stages for word, stages in found["layouts"].items() if isinstance(stages, str)}
     assert not failed
     return found
@@ -109,11 +109,7 @@ def test_strategies_have_the_names_of_the_checkpoint(compiled: dict[str, Any]) -
 
 def test_one_gradient_reduction_for_each_parameter(compiled: dict[str, Any]) -> None:
     for where, layout, stage in each(compiled):
-        wanted = {}
-        for name in weights(stage):
-            rule = demand(name, stage["full"][name], layout, stage["rank"])
-            if len(rule.group) > 1:
-                wanted[name] = ["ReduceScatter" if rule.shared > 1 else "AllReduce", list(rule.group)]
+        wanted = reductions(weights(stage), stage["full"], layout, stage["rank"])
         found = stage["reductions"]
         if is_tied(compiled) and stage["stage"] and layout.optimizer_shard:
             # Of the head's gradient, which then goes to the first stage; what is sent there are the worker's rows.
@@ -160,10 +156,10 @@ def test_no_logits_are_sent(compiled: dict[str, Any]) -> None:
     """Of what is no parameter and no gradient of one, nothing is as large as a worker's part of the logits."""
     for where, layout, stage in each(compiled):
         parts = layout.model_parallel if layout.vocabulary_parts(VOCABULARY) > 1 else 1
-        logits = 2 * PAIRS // layout.data_parallel * LENGTH * VOCABULARY // parts
+        logits = 2 * PAIRS // layout.data_parallel * LENGTH // layout.context_parallel * VOCABULARY // parts
         rules = {name: demand(name, stage["full"][name], layout, stage["rank"]) for name in weights(stage)}
         shapes = [rule.local(stage["full"][name], False) for name, rule in rules.items()]
-        sent = [one for one in stage["collectives"] if one["sent"] not in shapes and one["received"] not in shapes]
+        sent = beside_parameters(stage["collectives"], shapes)
         assert sent
         largest = max(sent, key=lambda one: one["elements"])
         assert largest["elements"] < logits, (where, largest)
@@ -176,21 +172,15 @@ def test_no_cell_brings_its_own_backward_pass(compiled: dict[str, Any]) -> None:
 
 
 def test_redistributions_are_those_that_are_wanted(compiled: dict[str, Any]) -> None:
-    """What the passes insert between operators: every one more is an operator without a strategy, or with a wrong one.
-
-    Of the outputs, log-probs and figures, over data_parallel; in a pipeline its last stage has only the first. Where
-    the sequence is divided, before every matrix whose rows are (q, k and v; of a dense layer gate and up) and the head.
-    """
+    """What the passes insert between operators: one more is an operator without a strategy, or with a wrong one."""
     for where, layout, stage in each(compiled):
-        routed = compiled["name"] == "qwen3_moe"
-        last = stage["stage"] == layout.pipeline_stage - 1
-        outputs = 0 if not last or layout.data_parallel == 1 else 2 if layout.pipeline_stage == 1 else 1
-        sequences = 0
-        if layout.sequence_parallel or (routed and layout.model_parallel > 1):
-            sequences = LAYERS // layout.pipeline_stage * (1 if routed else 2) + last
+        layers = LAYERS // layout.pipeline_stage
+        outputs, sequences, tokens = redistributions(layout, stage["stage"], layers, compiled["name"] == "qwen3_moe")
         found = [one for one in stage["collectives"] if one["cause"] == "redistribution"]
         forward = [one for one in found if one["role"] == "forward"]
         small = [one for one in forward if len(one["received"]) == 2]
-        assert [one["kind"] for one in forward] == ["AllGather"] * (outputs + sequences + MASKS.get(where, 0)), where
-        assert len(small) == outputs + MASKS.get(where, 0), where
-        assert [one["kind"] for one in found if one["role"] == "gradient"] == ["ReduceScatter"] * sequences, where
+        few = outputs + tokens + MASKS.get(where, 0)
+        assert [one["kind"] for one in forward] == ["AllGather"] * (few + sequences), where
+        assert len(small) == few, where
+        backward = [one["kind"] for one in found if one["role"] == "gradient"]
+        assert backward == ["ReduceScatter"] * (sequences + tokens // 2), where
