@@ -15,7 +15,7 @@ unit:
 ALONE = tests/e2e tests/fault tests/interop tests/invariant tests/layouts tests/multiproc
 
 test: unit
-	$(PYTHON) -m pytest -m slow -n 2 $(ALONE:%=--ignore=%)
+	$(PYTHON) -m pytest -m slow -n 2 --dist worksteal $(ALONE:%=--ignore=%)
 	$(PYTHON) -m pytest -m slow $(ALONE)
 
 # Every tutorial on the small model that it makes itself, in ./tutorial_output; about 2 minutes each on 2 cores.
