@@ -25,7 +25,7 @@ SUFFIXES = (".safetensors", ".ckpt")
 INDEX = "model.safetensors.index.json"
 
 _RANK = re.compile(r"rank_(\d+)")
-_HUGGING_FACE = (INDEX, "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
+HUGGING_FACE = (INDEX, "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
 _BIN = ".bin"  # PyTorch's, in Hugging Face folders alone
 
 
@@ -180,7 +180,7 @@ def _with_either_suffix(path: Path) -> Path:
 
 def _in_folder(folder: Path) -> Weights:
     # What Hugging Face named wins over what was converted into its folder.
-    for name in _HUGGING_FACE:
+    for name in HUGGING_FACE:
         file = folder / name
         if file.is_file():
             return _sharded(file) if file.suffix == ".json" else Weights((file,), folder, file.suffix[1:])

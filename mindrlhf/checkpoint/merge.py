@@ -13,7 +13,7 @@ from typing import Any, Callable
 
 from mindrlhf.checkpoint.ckpt_file import CkptPlan
 from mindrlhf.checkpoint.destination import link_or_copy, no_folder_left, require_room, sweep
-from mindrlhf.checkpoint.find import NETWORK, SUFFIXES, rank_folders
+from mindrlhf.checkpoint.find import HUGGING_FACE, NETWORK, SUFFIXES, rank_folders
 from mindrlhf.checkpoint.rank_manifest import announce, write_rank_manifest
 from mindrlhf.checkpoint.rank_slices import RankSlices, slices_of
 from mindrlhf.checkpoint.safetensors_file import SafetensorsPlan
@@ -123,6 +123,10 @@ def _require_target(named: Path, beside: Path, network: Path, strategy: Strategy
     # Beside a single file a user may well write its slices.
     if named.is_dir() and beside.resolve() in network.resolve().parents:
         raise UserError(f"the result would lie within its source {beside}: give another destination")
+    # Else the folder would be two models, of which one is never read.
+    theirs = next((name for name in HUGGING_FACE if (network.parent / name).exists()), None)
+    if theirs:
+        raise UserError(f"{network.parent} holds a Hugging Face model ({theirs}): give another destination")
     if network.is_dir():
         if network.samefile(beside):
             raise UserError(f"the result would replace its source {beside}: give another destination")

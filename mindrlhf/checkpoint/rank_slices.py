@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mindrlhf.checkpoint.find import is_rank_folder
 from mindrlhf.checkpoint.rank_manifest import READERS, RankFile, RankManifest, read_manifest, require_one_save
 from mindrlhf.checkpoint.tensor_file import Spec, named
 from mindrlhf.parallel.slices import Box, Uncut, box_of, common, extent, full_shape, relative, whole, within
@@ -48,7 +49,8 @@ class RankSlices:
         self.strategy = strategy
         self.kind = kind
         self.beside = beside
-        self.path = files[0].parent.parent
+        folder = files[0].parent
+        self.path = folder.parent if is_rank_folder(folder) else folder
         self.table: dict[str, Spec] = {}
         self.parts: dict[str, list[Part]] = {}
         self.files: list[RankFile] = []

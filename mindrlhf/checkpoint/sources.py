@@ -30,7 +30,8 @@ def source_weights(checkpoint: PathLike, strategy: PathLike | None = None) -> We
     """
     place = Path(checkpoint)
     if strategy and not place.is_dir():
-        raise UserError(f"there is no folder {place}; with a strategy, name the checkpoint_network of the run")
+        what = f"{place} is a file" if place.is_file() else f"there is no folder {place}"
+        raise UserError(f"{what}; with a strategy, name the checkpoint_network of the run")
     if place.is_dir() and not is_rank_folder(place):
         network = network_folder(place)
         folders = rank_folders(network)

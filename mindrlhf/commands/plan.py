@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
         if getattr(words, flag) < 1:
             raise UserError(f"--{flag} is {getattr(words, flag)}; give 1 or more")
     config = read_config(words, overrides, {})
-    question = Question.of(config, words.world_size, memory, profile)
+    question = Question.of(words.config, config, words.world_size, memory, profile)
     found = question.answer()
     if not found.fitting:
         if words.verbose:

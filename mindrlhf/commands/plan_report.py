@@ -39,8 +39,9 @@ def lines_of(question: Question, found: Found, own: Plan | str, top: int, verbos
         *([PIPELINES] if any(plan.layout.pipeline_stage > 1 for plan in found.fitting[:top]) else []),
         "",
         *_own(question, found, own),
-        "the first of them:",
+        "the first of them, as a yaml for --config:",
         "",
+        f"include: [{question.source}]",
         *yaml_of(found.fitting[0]),
     ]
     if verbose:

@@ -123,6 +123,8 @@ def _hugging_face(options: argparse.Namespace) -> list[str]:
 
     weights = source_weights(options.src_checkpoint, options.src_strategy)
     source, beside = open_source(options.src_checkpoint, options.src_strategy)
+    if not (beside / "config.json").is_file():
+        raise UserError(f"{beside / 'config.json'} does not exist, by which --format hf knows the model; copy it there")
     require_model(source, beside)
     require_own_slices(source, scan_all(source, (), options.processes, "verify"))
     sha256: dict[str, str] = {}

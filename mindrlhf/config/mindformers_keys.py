@@ -227,6 +227,12 @@ def _move(tree: dict[Any, Any], theirs: str, ours: str, source: str) -> bool:
 def _drop_inner(tree: dict[Any, Any], source: str, notes: Notes) -> None:
     """Drop what has no effect inside the sections; in sections that are MindFormers' alone the rest is unknown."""
     _take(tree, "processor.tokenizer", only_empty=True)
+    algorithm = _get(tree, "parallel_config.context_parallel_algo")
+    if algorithm not in (ABSENT, None, "colossalai_cp"):
+        raise UserError(
+            f"{source}: parallel_config.context_parallel_algo is {kinds.show(algorithm)}, which is not supported; "
+            f"here it is colossalai_cp"
+        )
     for section, names in WITHOUT_EFFECT.items():
         dropped = [name for name in names if _take(tree, f"{section}.{name}") is not ABSENT]
         if dropped:

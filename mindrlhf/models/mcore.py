@@ -32,7 +32,6 @@ class McoreFamily(ModelFamily):
 
     def from_hf_config(self, hf_config: Mapping[str, Any], options: BuildOptions) -> dict[str, Any]:
         """Fields of MindFormers' TransformerConfig. UserError where config.json asks for what GPTModel cannot do."""
-        from mindrlhf.models import mcore_config  # noqa: F401  (registers the type)
         from mindrlhf.models.rope import rope_settings
 
         heads = need(hf_config, "num_attention_heads")

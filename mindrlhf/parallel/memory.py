@@ -30,7 +30,8 @@ class Work:
 
     pairs: of a global batch. seq_length: S. scored: T. micro_pairs: pairs per worker and pass, None for one pass.
     compute_bytes: b. recompute: whether the backward pass computes every layer anew. reference_bytes: bytes of an
-    element of a frozen copy of the model that is held too, 0 where there is none.
+    element of a frozen copy of the model that is held too, 0 where there is none. evaluates: whether the run evaluates
+    too. balances: whether it minimises a router's load-balance loss too.
     """
 
     pairs: int
@@ -40,6 +41,8 @@ class Work:
     compute_bytes: int = 2
     recompute: bool = False
     reference_bytes: int = 0
+    evaluates: bool = False
+    balances: bool = False
 
     @classmethod
     def of(cls, config: Config, seq_length: int, scored: int | None = None) -> Work:
@@ -55,7 +58,16 @@ class Work:
             compute_bytes=compute_bytes,
             recompute=config.train.recompute,
             reference_bytes=reference_bytes if config.rlhf.reference == "online" else 0,
+            evaluates=bool(config.data.eval),
+            balances=bool(config.model.aux_loss_coef),
         )
+
+    @property
+    def beside(self) -> str | None:
+        """What a run does beside training, which it cannot in a pipeline; None where it is nothing."""
+        if self.reference_bytes:
+            return "rlhf.reference=online"
+        return "--eval_dataset" if self.evaluates else "model.aux_loss_coef" if self.balances else None
 
     def passes(self, layout: Layout) -> int:
         """Forward passes of a step: micro-batches of a pipeline, or of an accumulated step."""
@@ -81,7 +93,7 @@ class Work:
         if layout.semi_auto and share != self.micro_pairs:
             raise UserError(
                 f"train.micro_batch_pairs is {self.micro_pairs}, and a step of several passes is not supported with "
-                f"model_parallel, pipeline_stage or optimizer_shard"
+                f"model_parallel, context_parallel, pipeline_stage or optimizer_shard"
             )
 
 

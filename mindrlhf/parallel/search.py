@@ -59,11 +59,29 @@ def check(shape: ModelShape, layout: Layout, work: Work, traits: Traits) -> None
             f"parallel.context_parallel is {layout.context_parallel}, which families on MindFormers' older classes do "
             f"not have"
         )
+    if layout.pipeline_stage > 1 and work.beside:
+        raise UserError(
+            f"parallel.pipeline_stage is {layout.pipeline_stage}, in which a model is trained alone; leave "
+            f"{work.beside} out"
+        )
     if layout.expert_parallel > 1 and not (shape.experts and layout.semi_auto):
         raise UserError(
             f"parallel.expert_parallel is {layout.expert_parallel}, which needs a model with experts, and "
             f"parallel.optimizer_shard or parallel.model_parallel"
         )
+
+
+def possible(shape: ModelShape, world: int, work: Work, traits: Traits) -> bool:
+    """Whether there is any layout of `world` devices, whatever it needs."""
+
+    def passes(layout: Layout) -> bool:
+        try:
+            check(shape, layout, work, traits)
+        except UserError:
+            return False
+        return True
+
+    return any(map(passes, layouts(shape, world, work, traits)))
 
 
 def search(shape: ModelShape, world: int, work: Work, traits: Traits, profile: Profile, memory: float) -> Found:

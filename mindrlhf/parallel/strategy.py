@@ -264,7 +264,8 @@ def _check_ranks(folder: Path, ranks: list[int], size: int) -> None:
         return
     stages = f"each of its {world // size} stages has {size} ranks" if world > size else f"the run had {size} ranks"
     raise IncompleteCheckpoint(
-        f"{folder} lacks the strategy of rank {some(list(map(str, missing)))}: {stages}; copy it from its machine"
+        f"{folder} lacks the strategy of rank {some(list(map(str, missing)))}: {stages}; copy it from its "
+        f"machine, or compile without --dry_run_ranks"
     )
 
 

@@ -65,7 +65,10 @@ def reference_architecture(config: Config, policy: Architecture) -> Architecture
     place = config.rlhf.reference_checkpoint
     if not place:
         return policy
-    folder = Path(place) if (Path(place) / "config.json").is_file() else find_weights(place).folder
+    try:
+        folder = Path(place) if (Path(place) / "config.json").is_file() else find_weights(place).folder
+    except UserError as error:
+        raise UserError(f"rlhf.reference_checkpoint: {error}") from None
     found = architecture(config, folder)
     require_same_tokens(folder, *(family.shape(hf_config).vocab for family, hf_config in (found, policy)))
     return found

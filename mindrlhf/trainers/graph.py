@@ -51,8 +51,8 @@ def check_layout(config: Config, layout: Layout, loss: LossSettings) -> None:
     micro, passes = split_micro_batches(train.global_batch_pairs, layout.data_parallel, train.micro_batch_pairs)
     if passes > 1 and layout.semi_auto:
         raise UserError(
-            f"train.micro_batch_pairs: a step of several passes is not supported with model_parallel, pipeline_stage "
-            f"or optimizer_shard; use {micro * passes}, or a smaller train.global_batch_pairs"
+            f"train.micro_batch_pairs: a step of several passes is not supported with model_parallel, "
+            f"context_parallel, pipeline_stage or optimizer_shard; use {micro * passes}, or a smaller train.global_batch_pairs"
         )
     if layout.pipeline_stage > 1 and (config.data.eval or loss.reference == "online"):
         raise UserError(

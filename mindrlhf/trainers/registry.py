@@ -142,8 +142,10 @@ def _preference_class(family: ModelFamily, defaults: dict[str, Any]) -> type[nn.
 
 @lru_cache(maxsize=1)
 def register_all() -> None:
-    """Register every family's preference cell with MindFormers, once per process."""
+    """Register every family's preference cell with MindFormers, and its config's type, once per process."""
     from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
+
+    from mindrlhf.models import mcore_config  # noqa: F401  (registers it)
 
     cells = {arch_name(family): _preference_class(family, {}) for family in families().values()}
     settings = {"loss": HISTORICAL_LOSS, "beta": HISTORICAL_BETA}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mindrlhf.config.schema import Config
+from mindrlhf.config.schema import Config, Parallel
 from mindrlhf.parallel import context
 from mindrlhf.parallel.layout import Layout
 from mindrlhf.runtime import logging
@@ -29,11 +29,12 @@ def setup_device(config: Config) -> Device:
 def setup_training(config: Config) -> tuple[Device, Layout]:
     """Join the cluster and lay the workers out as `parallel` says; UserError where that cannot be."""
     if find_target(config.device.target) == "CPU":
+        given = config.parallel
         for key in ("model_parallel", "context_parallel", "pipeline_stage", "optimizer_shard"):
-            if getattr(config.parallel, key) not in (1, False):
+            if getattr(given, key) != getattr(Parallel(), key):
                 raise UserError(
                     f"parallel.{key} needs Ascend: MindSpore's semi-auto parallel does not run on CPU; "
-                    f"--only_save_strategy True compiles it here"
+                    f"--only_save_strategy True --dry_run_world_size N compiles it here for N workers"
                 )
     layout = Layout.of(config.parallel, logging.world())
     layout.check_batch(config.train.global_batch_pairs)

@@ -164,6 +164,15 @@ def test_the_destination_is_never_a_run(out: Path) -> None:
         merge(out / "checkpoint_network", out / "strategy", other)
 
 
+def test_a_model_of_hugging_face_is_not_covered(out: Path) -> None:
+    model = out.parent / "model"
+    model.mkdir()
+    (model / "model.safetensors").write_bytes(b"theirs")
+    with pytest.raises(UserError, match=r"model holds a Hugging Face model \(model\.safetensors\): give another"):
+        merge(out / "checkpoint_network", out / "strategy", model)
+    assert sorted(path.name for path in model.iterdir()) == ["model.safetensors"]
+
+
 def test_wrong_folders_are_named(out: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"there is no folder .*absent"):

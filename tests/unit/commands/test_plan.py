@@ -20,7 +20,8 @@ from mindrlhf.runtime.errors import UserError
 from mindrlhf.trainers.architecture import find_architecture
 
 ROOT = Path(__file__).resolve().parents[3]
-QWEN2 = str(ROOT / "model_configs/qwen2/7b.yaml")
+CONFIGS = ROOT / "model_configs"
+QWEN2 = str(CONFIGS / "qwen2/7b.yaml")
 # Runs a script, then says whether MindSpore was loaded.
 RUN = """
 import runpy, sys
@@ -51,11 +52,11 @@ def test_it_needs_no_mindspore() -> None:
 
 def test_the_yaml_of_the_best_layout_gives_it_back(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     text, first = said(capsys), report(capsys)["plans"][0]
-    snippet = text.partition("the first of them:")[2]
+    snippet = text.partition("the first of them, as a yaml for --config:")[2]
     own = tmp_path / "own.yaml"
     own.write_text(snippet, encoding="utf-8")
     config = load_config(own)
-    assert set(yaml.safe_load(snippet)) == {"parallel", "train"}
+    assert set(yaml.safe_load(snippet)) == {"include", "parallel", "train"}
     assert Layout.of(config.parallel, 8) == Layout(**first["parallel"])
     assert config.train.recompute is first["recompute"]
 
@@ -185,3 +186,15 @@ def test_shapes_come_from_a_folder_without_weights_and_the_yaml_wins(tmp_path: P
 def test_what_a_family_adds(name: str, traits: Traits) -> None:
     config = load_config(ROOT / f"model_configs/{name}.yaml").model
     assert get_family(config.family).traits(config.config) == traits
+
+
+def test_rows_that_the_model_cannot_hold_are_refused() -> None:
+    with pytest.raises(UserError, match=r"rows of 32768 tokens pass the model's 4096 positions"):
+        main(["--config", str(CONFIGS / "llama2/7b.yaml"), "--world_size", "8", "data.seq_len=32769"])
+
+
+def test_the_smallest_batch_is_said_where_none_will_do() -> None:
+    argv = ["--config", str(CONFIGS / "qwen2/7b.yaml"), "--world_size", "64"]
+    with pytest.raises(UserError, match=r"the smallest batch for which there is one: train\.global_batch_pairs=16$"):
+        main(argv)
+    main([*argv, "train.global_batch_pairs=16"])

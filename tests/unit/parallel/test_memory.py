@@ -161,6 +161,8 @@ def test_the_work_of_a_config() -> None:
     follows = replace(base, rlhf=replace(base.rlhf, reference="online", sync_ref_model=True))
     assert Work.of(follows, 64, 32) == Work(pairs=8, seq_length=64, scored=32, reference_bytes=4)
     assert Work.of(replace(base, model=replace(base.model, dtype="float32")), 64).compute_bytes == 4
+    assert Work.of(replace(base, data=replace(base.data, eval="held_out.mindrecord")), 64).evaluates
+    assert Work.of(replace(base, model=replace(base.model, aux_loss_coef=0.1)), 64).balances
 
 
 @pytest.mark.parametrize(

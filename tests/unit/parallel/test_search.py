@@ -132,6 +132,22 @@ def test_experts_are_divided_and_states_between_them_always() -> None:
 
 
 @pytest.mark.parametrize(
+    ("beside", "word"),
+    [
+        ({"reference_bytes": 2}, "rlhf.reference=online"),
+        ({"evaluates": True}, "--eval_dataset"),
+        ({"balances": True}, "model.aux_loss_coef"),
+    ],
+)
+def test_a_run_that_does_more_than_train_is_planned_no_pipeline(beside: dict[str, int], word: str) -> None:
+    work = replace(WORK, **beside)
+    plans = found(QWEN2_7B, 8, 1e6, work)
+    assert {plan.layout.pipeline_stage for plan in plans.fitting} == {1}
+    assert any(reason.endswith(f"trained alone; leave {word} out") for reason in plans.refused)
+    assert {plan.layout.pipeline_stage for plan in found(QWEN2_7B, 8, 1e6).fitting} > {1}
+
+
+@pytest.mark.parametrize(
     ("shape", "layout"),
     [(QWEN2_7B, Layout(8, optimizer_shard=True, expert_parallel=2)), (ROUTED, Layout(8, 1, 1, 1, False, True, 2))],
 )
