@@ -168,11 +168,11 @@ def _pretend_reference(config: Config, layout: Layout, found: Architecture) -> S
 
 
 def _works(config: Config) -> list[Work]:
-    """The work of a step, every activation being kept, and layers being computed anew."""
+    """The work of a step, every activation being kept, and layers being computed anew; a reference tells of itself."""
     from mindrlhf.parallel.memory import Work
     from mindrlhf.trainers.graph import row_length_of
 
-    work = Work.of(config, row_length_of(config))
+    work = replace(Work.of(config, row_length_of(config)), reference_bytes=0)
     return [replace(work, recompute=recompute) for recompute in (False, True)]
 
 
@@ -186,7 +186,7 @@ def report(stage: Stage, kept: StageMemory, recomputed: StageMemory) -> list[str
         f"optimizer {_size(sizes.states)}",
         f"  and as estimated     activations {_size(kept.activations)}, with train.recompute "
         f"{_size(recomputed.activations)}; weights gathered or in 16 bits {_size(kept.copies)}, with train.recompute "
-        f"{_size(recomputed.copies)}{_reference(kept)}",
+        f"{_size(recomputed.copies)}",
         "  collectives of a step (what train.recompute repeats is counted once)",
         *_collectives(stage),
     ]
@@ -212,10 +212,6 @@ def _collectives(stage: Stage) -> list[str]:
         for kind, size, count, nbytes in summary(stage.collectives)
     ]
     return lines or ["    none"]
-
-
-def _reference(memory: StageMemory) -> str:
-    return f"; the online reference {_size(memory.reference)}" if memory.reference else ""
 
 
 def record(stage: Stage, kept: StageMemory, recomputed: StageMemory) -> dict[str, object]:

@@ -108,7 +108,7 @@ WITHOUT_EFFECT = {
         *("parameter_broadcast", "pipeline_stages"),
     ),
     "parallel_config": (
-        *("context_parallel", "context_parallel_algo", "ulysses_degree_in_cp", "seq_split_num"),
+        *("context_parallel_algo", "ulysses_degree_in_cp", "seq_split_num"),
         *("gradient_aggregation_group", "optimizer_shard", "recompute", "mem_coeff", "swap"),
     ),
     "recompute_config": (
@@ -227,12 +227,12 @@ def _move(tree: dict[Any, Any], theirs: str, ours: str, source: str) -> bool:
 def _drop_inner(tree: dict[Any, Any], source: str, notes: Notes) -> None:
     """Drop what has no effect inside the sections; in sections that are MindFormers' alone the rest is unknown."""
     _take(tree, "processor.tokenizer", only_empty=True)
-    algorithm = _get(tree, "parallel_config.context_parallel_algo")
-    if algorithm not in (ABSENT, None, "colossalai_cp"):
-        raise UserError(
-            f"{source}: parallel_config.context_parallel_algo is {kinds.show(algorithm)}, which is not supported; "
-            f"here it is colossalai_cp"
-        )
+    for key, ours in (("context_parallel_algo", "colossalai_cp"), ("ulysses_degree_in_cp", 1)):
+        given = _get(tree, f"parallel_config.{key}")
+        if given not in (ABSENT, None, ours):
+            raise UserError(
+                f"{source}: parallel_config.{key} is {kinds.show(given)}, which is not supported; here it is {ours}"
+            )
     for section, names in WITHOUT_EFFECT.items():
         dropped = [name for name in names if _take(tree, f"{section}.{name}") is not ABSENT]
         if dropped:

@@ -33,14 +33,15 @@ class ModelShape:
 class Layout:
     """data_parallel x context_parallel x model_parallel x pipeline_stage workers; the default is one worker.
 
-    Of a stage, worker (d c + k) m + j has rows d, positions k and parts j, for context_parallel c, model_parallel m.
+    With c = context_parallel and m = model_parallel, worker (d c + k) m + j of a stage has rows d, positions k and
+    parts j.
 
     model_parallel: parts of every large matrix. pipeline_stage: parts of the stack of layers, fed with micro_batch_num
     parts of a batch one after the other. optimizer_shard: weights and their states are also divided over data_parallel.
     vocab_emb_dp: embedding and head stay whole on every worker of model_parallel. expert_parallel: parts of the set of
-    experts, over data and model workers together. sequence_parallel: between its matrices a layer's hidden states are
-    divided over model_parallel along the sequence. context_parallel: parts of every row, all through the layers, whose
-    attention gathers keys and values.
+    experts, over data and model workers together, not over those of context_parallel. sequence_parallel: between its
+    matrices a layer's hidden states are divided over model_parallel along the sequence. context_parallel: parts of
+    every row, all through the layers, whose attention gathers keys and values.
     """
 
     data_parallel: int = 1
@@ -102,12 +103,6 @@ class Layout:
         return self.data_parallel * self.context_parallel * self.model_parallel
 
     @property
-    def stage_words(self) -> str:
-        """What the workers of a stage are the product of, for a sentence."""
-        long = f" x context_parallel {self.context_parallel}" if self.context_parallel > 1 else ""
-        return f"data_parallel {self.data_parallel}{long} x model_parallel {self.model_parallel}"
-
-    @property
     def semi_auto(self) -> bool:
         """Whether MindSpore's parallel passes split tensors, so that they insert the communication themselves.
 
@@ -162,21 +157,26 @@ class Layout:
                 f"parallel.context_parallel {cp} with model_parallel {mp} needs parallel.sequence_parallel=true: norms "
                 f"divide the positions over both"
             )
+        over = f"context_parallel {cp} x model_parallel" if cp > 1 else "model_parallel"
         if self.sequence_parallel and (mp == 1 or seq_length % (cp * mp)):
-            over = f"context_parallel {cp} x model_parallel" if cp > 1 else "model_parallel"
             raise UserError(
                 f"parallel.sequence_parallel divides rows of {seq_length} tokens over {over} {mp}, which must "
                 f"be more than 1 and divide them"
+            )
+        if shape.experts and seq_length % (cp * mp):
+            raise UserError(
+                f"the rows of a model with experts are divided over {over} {mp}, which must divide their {seq_length} "
+                f"tokens"
             )
 
     def _check_experts(self, shape: ModelShape, ep: int) -> None:
         if ep == 1:
             return
-        workers = self.per_stage
+        workers = self.data_parallel * self.model_parallel
         if shape.experts % ep or workers % ep:
             raise UserError(
                 f"parallel.expert_parallel is {ep}, which must divide the model's {shape.experts} experts and the "
-                f"{workers} workers of {self.stage_words}"
+                f"{workers} workers of data_parallel {self.data_parallel} x model_parallel {self.model_parallel}"
             )
 
     def check_batch(self, pairs: int) -> None:

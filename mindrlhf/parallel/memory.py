@@ -1,7 +1,7 @@
 """What a device holds while it trains, in bytes, from sizes alone: no MindSpore, no weights, no device.
 
 Shape letters: R rows, S tokens of a row, T scored tokens of a row, H hidden, N heads, D head size, I inner width, V
-vocabulary, E experts; t = R S tokens that a device works on in one pass; b bytes of an element that products read.
+vocabulary, E experts; t = R S / cp tokens that a device works on in one pass; b bytes of an element that products read.
 
 It counts what lives from a forward pass to its backward pass and from step to step, and the largest of what comes and
 goes. Gradients grow while activations shrink, so that their sum errs on the high side; what the allocator loses between
@@ -216,7 +216,7 @@ def splits_sequence(shape: ModelShape, layout: Layout) -> bool:
 
 
 def layer_activations(shape: ModelShape, layout: Layout, traits: Traits, tokens: int, b: int) -> int:
-    """Bytes of one layer that its backward pass reads, for t = `tokens` of a device's rows, of which it has 1 / cp.
+    """Bytes of one layer that its backward pass reads, for t = `tokens`, its own ones under context_parallel.
 
     After Korthikanti et al., arXiv 2205.05198, section 4, with RMSNorm in float32, grouped queries, flash attention,
     SwiGLU and no dropout; mp = model_parallel:

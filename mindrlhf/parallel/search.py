@@ -57,7 +57,7 @@ def check(shape: ModelShape, layout: Layout, work: Work, traits: Traits) -> None
     if layout.context_parallel > 1 and not traits.fused:
         raise UserError(
             f"parallel.context_parallel is {layout.context_parallel}, which families on MindFormers' older classes do "
-            f"not have"
+            f"not have; divide long rows with parallel.model_parallel and parallel.sequence_parallel=true"
         )
     if layout.pipeline_stage > 1 and work.beside:
         raise UserError(
@@ -67,7 +67,7 @@ def check(shape: ModelShape, layout: Layout, work: Work, traits: Traits) -> None
     if layout.expert_parallel > 1 and not (shape.experts and layout.semi_auto):
         raise UserError(
             f"parallel.expert_parallel is {layout.expert_parallel}, which needs a model with experts, and "
-            f"parallel.optimizer_shard or parallel.model_parallel"
+            f"parallel.optimizer_shard, parallel.model_parallel or parallel.context_parallel"
         )
 
 
@@ -128,7 +128,8 @@ def variants(shape: ModelShape, plain: Layout, traits: Traits) -> Iterator[Layou
     sequence = [False] if mp == 1 else [True] if shape.experts or plain.sequence_parallel else [False, True]
     # It divides embedding and head whatever the layout says.
     whole_vocabulary = [True] if mp == 1 or traits.fused else [True, False]
-    experts = [count for count in divisors(ranks) if shape.experts % count == 0] if shape.experts else [1]
+    sharing = divisors(plain.data_parallel * mp)
+    experts = [count for count in sharing if shape.experts % count == 0] if shape.experts else [1]
     for shard in (False, True) if ranks > 1 else (False,):
         for divided in sequence:
             for whole in whole_vocabulary:

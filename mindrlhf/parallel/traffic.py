@@ -1,6 +1,6 @@
 """What devices send one another in a step, and how long a step takes: an estimate from sizes and published peaks.
 
-Shape letters as in `memory`; t here counts the tokens of a worker in the whole step.
+Shape letters as in `memory`; t = R S / cp here counts a worker's tokens of the whole step.
 """
 
 from __future__ import annotations
@@ -261,7 +261,8 @@ class _Stage:
 
     def _of_context(self) -> Iterator[Traffic]:
         """Over context_parallel: a layer's keys and values, and their gradients; hidden states from which the scored
-        are taken; and of each scored token two numbers and one gradient, chunk by chunk.
+        are taken; and of each scored token two numbers and one gradient, chunk by chunk. Of a frozen copy its hidden
+        states, and one number.
         """
         work, layout, cp = self.work, self.layout, self.layout.context_parallel
         rows, calls, mp = self.rows * work.seq_length * work.compute_bytes, self.calls, layout.model_parallel
@@ -277,8 +278,9 @@ class _Stage:
         yield Traffic("ReduceScatter", "tensors", cp, mp, 2 * self.layers * calls, 2 * self.layers * keys)
         if self.is_last:
             states, numbers = rows * self.shape.hidden, FLOAT32 * self.rows * work.scored
-            for kind, times in (("AllGather", 2), ("ReduceScatter", 1)):
-                yield Traffic(kind, "tensors", cp, mp, calls, states)
+            copies = int(work.reference_bytes > 0)
+            for kind, passes, times in (("AllGather", 1 + copies, 2 + copies), ("ReduceScatter", 1, 1)):
+                yield Traffic(kind, "tensors", cp, mp, passes * calls, passes * states)
                 yield Traffic(kind, "tensors", cp, mp, times * self._chunks() * calls, times * numbers)
 
     def _chunks(self) -> int:
@@ -288,7 +290,8 @@ class _Stage:
 
     def _of_vocabulary(self) -> Iterator[Traffic]:
         """Of divided embedding and head over model_parallel: what the first gives, and the gradient of what the second
-        takes, in float32; and four numbers of each scored token and two of their gradients, chunk by chunk.
+        takes, in float32; and four numbers of each scored token and two of their gradients, chunk by chunk; a frozen
+        copy's three.
 
         Under sequence parallel hidden states are gathered before the head, and by GPTModel divided behind the
         embedding.
@@ -297,17 +300,26 @@ class _Stage:
         wide = self.states // work.compute_bytes * FLOAT32
         divided = vocabulary_parts(self.shape, layout, self.traits) > 1
         by_sequence = splits_sequence(self.shape, layout)
+        # A frozen copy's embedding gives the type of its weights.
+        copy = self.states // work.compute_bytes * work.reference_bytes
         if divided and not (by_sequence and fused):
             for _ in range((self.stage == 0) + self.is_last):
                 yield Traffic("AllReduce", "tensors", mp, 1, self.calls, wide)
+            if copy:
+                yield Traffic("AllReduce", "tensors", mp, 1, self.calls, copy)
         if by_sequence:
             behind = self.stage == 0 and divided and fused
             for here, payload in ((behind, wide), (self.is_last, self.states if fused else wide)):
                 for kind in ("AllGather", "ReduceScatter") if here else ():
                     yield Traffic(kind, "tensors", mp, 1, self.calls, payload)
+            if copy and behind:
+                yield Traffic("ReduceScatter", "tensors", mp, 1, self.calls, copy)
+            if copy:
+                yield Traffic("AllGather", "tensors", mp, 1, self.calls, self.states if fused else wide)
         if divided and self.is_last:
             of_tokens = FLOAT32 * self.rows * work.scored // layout.context_parallel
-            yield Traffic("AllReduce", "tensors", mp, 1, 6 * self._chunks() * self.calls, 6 * of_tokens)
+            numbers = 6 + 3 * (copy > 0)
+            yield Traffic("AllReduce", "tensors", mp, 1, numbers * self._chunks() * self.calls, numbers * of_tokens)
 
     def _of_experts(self) -> Iterator[Traffic]:
         """Tokens to their experts and back, k copies each, forward and backward, as if experts were chosen alike."""
@@ -330,7 +342,7 @@ class _Stage:
 
     def _of_parameters(self) -> Iterator[Traffic]:
         """Gradients, in float32, over the workers that have the same part; divided parts gathered before they are read,
-        which is once a step, or twice of recomputed layers."""
+        which is once a step, or twice of recomputed layers, and once of a frozen copy."""
         layer, beside = self._slices()
         for slices, times, readings in ((layer, self.layers, 1 + self.work.recompute), (beside, 1, 1)):
             for item in slices:
@@ -341,4 +353,7 @@ class _Stage:
                     continue
                 gathered = readings * item.gathered_bytes * whole
                 yield Traffic("AllGather", "weights", group, stride, readings * count, gathered, True)
+                if self.work.reference_bytes:
+                    copy = min(self.work.reference_bytes, item.gathered_bytes) * whole
+                    yield Traffic("AllGather", "weights", group, stride, count, copy, True)
                 yield Traffic("ReduceScatter", "gradients", group, stride, count, FLOAT32 * whole, True)

@@ -87,7 +87,6 @@ def reference_graph(config: Config, device: Device, layout: Layout, found: Archi
     """The online reference of a run as `DPOTrainer` compiles it, for rows as those of `training_graph`."""
     family, hf_config = found
     length = row_length_of(config)
-    layout.check_model(family.shape(hf_config), length)
     # A reference that takes part in the policy's updates is kept as exact as the policy.
     options = build_options(config, device, length, layout, frozen=not config.rlhf.sync_ref_model)
     settings = attributes(family.from_hf_config(hf_config, options))

@@ -52,7 +52,8 @@ def check_layout(config: Config, layout: Layout, loss: LossSettings) -> None:
     if passes > 1 and layout.semi_auto:
         raise UserError(
             f"train.micro_batch_pairs: a step of several passes is not supported with model_parallel, "
-            f"context_parallel, pipeline_stage or optimizer_shard; use {micro * passes}, or a smaller train.global_batch_pairs"
+            f"context_parallel, pipeline_stage or optimizer_shard; use {micro * passes}, or a smaller "
+            f"train.global_batch_pairs"
         )
     if layout.pipeline_stage > 1 and (config.data.eval or loss.reference == "online"):
         raise UserError(

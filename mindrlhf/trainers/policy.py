@@ -80,5 +80,5 @@ def check_routing(config: Config, family: ModelFamily, layout: Layout) -> None:
     if experts > 1 and not layout.semi_auto:
         raise UserError(
             f"parallel.expert_parallel is {experts}, and here every worker has a whole model; set "
-            f"parallel.optimizer_shard=true or parallel.model_parallel, or leave it out"
+            f"parallel.optimizer_shard=true, parallel.model_parallel or parallel.context_parallel, or leave it out"
         )

@@ -47,7 +47,6 @@ class Watched:
             fields: list[Any] = []
 
             def made(rank: int) -> Any:
-                forget_layouts()
                 graph = make(rank)
                 fields.append([list(given.shape) for given in graph.inputs if hasattr(given, "shape")])
                 return graph
@@ -88,6 +87,7 @@ def compile_yaml(path: str, output: Path) -> dict[str, Any]:
     from mindrlhf.trainers.architecture import find_architecture
 
     words = command_of(path, output)
+    forget_layouts()
     began = time.perf_counter()
     watched, before = Watched(), (dry_run.dry_run, dry_run.last_graph)
     dry_run.dry_run, dry_run.last_graph = watched.dry_run(before[0]), watched.last_graph(before[1])

@@ -86,8 +86,8 @@ def redistributions(layout: object, stage: int, layers: int, routed: bool) -> tu
 
     Of the outputs, log-probs and figures, over data_parallel; in a pipeline its last stage has only the first. Where
     the sequence is divided, as always with experts (`routed`) over model_parallel, before every matrix whose rows are
-    (q, k and v; of a dense layer gate and up) and the head. Under context_parallel the keys and the values of every
-    layer, the hidden states from which the scored are taken, and of these, in each chunk, log-probs and mean logits.
+    (q, k and v; of a dense layer gate and up) and the head; under context_parallel also for keys and values of every
+    layer, for the hidden states from which the scored are taken, and in each chunk for their log-probs and mean logits.
     """
     data, model, stages = layout.data_parallel, layout.model_parallel, layout.pipeline_stage  # type: ignore[attr-defined]
     last = stage == stages - 1

@@ -31,9 +31,9 @@ CASES = {
     "qwen2": ("2,4,1,1", *OTHER),
     "qwen2_tied": ONE,
     "baichuan2_7b": ONE,
-    "baichuan2_13b": ("2,4,1,1", *OTHER),
+    "baichuan2_13b": ("2,4,1,1", "1,8,1,1", *OTHER),
     "glm4": (*ONE, "1,2,1,1,cp4,sp"),
-    "qwen3": ("2,4,1,1,sp", "4,2,1,1,opt", "2,2,2,2,sp", "2,2,2,4,opt", "2,2,1,1,cp2,sp,opt"),
+    "qwen3": ("2,4,1,1,sp", "4,2,1,1,opt", "2,2,2,2,sp", "2,2,2,4,opt", "2,2,1,1,cp2,sp,opt", "2,1,1,1,cp2"),
     "qwen3_tied": (*OTHER, "1,2,2,2,cp2,sp,opt"),
     "qwen3_moe": ("2,4,1,1,ep4", "4,2,1,1,ep2,opt,aux", "2,2,2,4,ep2,opt", "2,2,1,1,cp2,ep2,opt"),
 }

@@ -114,7 +114,11 @@ def test_what_cannot_be_divided(layout: Layout, sentence: str) -> None:
 
 def test_experts() -> None:
     Layout(2, 4, expert_parallel=8).check_model(QWEN3_30B, 4096)
-    Layout(2, 2, context_parallel=2, expert_parallel=8).check_model(QWEN3_30B, 4096)
+    Layout(2, 2, context_parallel=2, expert_parallel=4).check_model(QWEN3_30B, 4096)
+    with pytest.raises(UserError, match=r"expert_parallel is 8, which must divide .* the 4 workers of data_parallel 2"):
+        Layout(2, 2, context_parallel=2, expert_parallel=8).check_model(QWEN3_30B, 4096)
+    with pytest.raises(UserError, match=r"over context_parallel 16 x model_parallel 2, which must divide their 2064"):
+        Layout(1, 2, context_parallel=16).check_model(QWEN3_30B, 16 * 129)
     with pytest.raises(UserError, match="expert_parallel is 3, which must divide the model's 128 experts and the 6"):
         Layout(data_parallel=6, expert_parallel=3).check_model(QWEN3_30B, 4096)
 

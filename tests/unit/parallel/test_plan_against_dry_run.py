@@ -31,7 +31,13 @@ CASES = [
     ("qwen2", 4, "data_parallel=2 model_parallel=2 sequence_parallel=true", ()),
     ("baichuan2_13b", 4, "data_parallel=4 optimizer_shard=true", ()),
     ("glm4", 4, "data_parallel=2 model_parallel=2 optimizer_shard=true", ("AllGather",)),
-    ("qwen3", 4, "context_parallel=4", ()),
+    (
+        "qwen2",
+        8,
+        "data_parallel=4 model_parallel=2 optimizer_shard=true vocab_emb_dp=false rlhf.reference=online",
+        (),
+    ),
+    ("qwen3", 4, "context_parallel=4 rlhf.reference=online", ()),
     (
         "qwen3",
         8,
@@ -47,12 +53,13 @@ def test_slices_and_traffic_are_those_of_the_compiled_graph(
     tmp_path: Path, name: str, world: int, layout: str, untold: tuple[str, ...]
 ) -> None:
     path = ROOT / f"model_configs/tiny/{name}.yaml"
-    words = [*SMALL, *(f"parallel.{word}" for word in layout.split())]
+    words = [*SMALL, *(word if "." in word else f"parallel.{word}" for word in layout.split())]
     dry_run = ["--only_save_strategy", "True", "--dry_run_world_size", str(world), f"output_dir={tmp_path / 'out'}"]
     argv = [sys.executable, str(ROOT / "run_dpo.py"), "--config", str(path), *dry_run, *words]
     done = subprocess.run(argv, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
-    stages = json.loads((tmp_path / "out/dry_run.json").read_text(encoding="utf-8"))["stages"]
+    told = json.loads((tmp_path / "out/dry_run.json").read_text(encoding="utf-8"))
+    stages, reference = told["stages"], told.get("reference", {"collectives": []})
 
     config = load_config(path, words)
     family, hf_config = find_architecture(config)
@@ -67,7 +74,9 @@ def test_slices_and_traffic_are_those_of_the_compiled_graph(
         expected: Counter[tuple[str, int]] = Counter()
         for item in time.collectives:
             expected[item.kind, item.group] += item.payload
-        sent = Counter({(item["kind"], item["group"]): item["bytes"] for item in found["collectives"]})
+        sent: Counter[tuple[str, int]] = Counter()
+        for item in (*found["collectives"], *reference["collectives"]):
+            sent[item["kind"], item["group"]] += item["bytes"]
         for key in expected | sent:
             if key[0] not in untold:
                 assert 0 <= sent[key] - expected[key] < BESIDE, key
