@@ -12,7 +12,7 @@ from mindrlhf.runtime.errors import Shapes, misfits
 if TYPE_CHECKING:
     import numpy as np
 
-    # A group's how manieth Hugging Face tensor, and which box of it.
+    # The number of a Hugging Face tensor in its group, and the box of it that is wanted.
     Read = Callable[[int, Box], np.ndarray]
 
 
@@ -25,7 +25,7 @@ def same(*arrays: np.ndarray) -> Sequence[np.ndarray]:
 class Join:
     """How MindFormers' tensors of a group are made of Hugging Face's.
 
-    shapes: of MindFormers' tensors. cut: a box of the how manieth of them, out of the boxes that it asks a reader for,
+    shapes: of MindFormers' tensors. cut: a box of one of them, by number, out of the boxes that it asks a reader for,
     which hold no more than it needs, or little more. Called with whole arrays it makes whole ones, which may be views.
     """
 
@@ -66,7 +66,7 @@ class Group:
         return dict(zip(self.ms, self.joined.shapes if self.joined else map(tuple, self.hf.values())))
 
     def cut(self, number: int, box: Box, read: Read) -> np.ndarray:
-        """A box of the how manieth of MindFormers' tensors, out of boxes of Hugging Face's; see `Join`."""
+        """A box of one of MindFormers' tensors, by number, out of boxes of Hugging Face's; see `Join`."""
         return self.joined.cut(number, box, read) if self.joined else read(number, box)
 
 
