@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from mindrlhf.models.hf_weights import Read
 
-    # (a MindFormers tensor's number, rows of it) -> of each row the number of its Hugging Face tensor, and its row there.
+    # (number of a MindFormers tensor, its rows) -> of each the number of its Hugging Face tensor, and its row there.
     Places = Callable[[int, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 BLOCK = 1 << 20  # bytes of rows that are moved at once

@@ -151,7 +151,7 @@ def _coordinates(layout: TensorLayout, rank: int) -> list[int]:
 
 
 def _replica(layout: TensorLayout, place: Sequence[int]) -> int:
-    """The how manieth a rank is of those that hold the same slice, in ascending order."""
+    """The place of a rank, from 0, among those that hold the same slice, in ascending order."""
     used = {axis for axes in layout.tensor_map for axis in axes}
     index = 0
     for axis in reversed(range(len(place))):
