@@ -1,10 +1,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import mindspore as ms
 import pytest
 from run_losses import MODES
+
+if TYPE_CHECKING:
+    from mindrlhf.runtime.device import Device
+
+
+@pytest.fixture(autouse=True)
+def device(cpu: Device) -> Device:
+    """Once an operator has run, MindSpore takes no device any more, for which tests that come later ask."""
+    return cpu
 
 
 # Training runs in graph mode; a researcher tries a loss in the other one.
