@@ -97,7 +97,7 @@ def one(argv: Sequence[str]) -> None:
     """One transform in this process: prints seconds and peak memory as JSON."""
     who, what, processes, source, target, before, after = argv
     import mindspore
-    import tqdm  # noqa: F401
+    import tqdm  # noqa: F401  (of our progress bar; memory counts after imports)
 
     from mindrlhf.checkpoint.merge import transform
     from mindrlhf.parallel.strategy import strategy_path

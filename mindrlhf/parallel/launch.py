@@ -252,7 +252,7 @@ def run_worker(own: Path) -> int:
     if os.environ["MS_ROLE"] == "MS_SCHED":
         if given["nodes"] > 1 and not _is_first_scheduler():
             return 0
-        os.execv(sys.executable, command)  # noqa: S606
+        os.execv(sys.executable, command)  # noqa: S606  (no shell is wanted: words, not text)
     folder, name = own.parent, f"worker_{os.environ['RANK_ID']}"
     write_text(folder / f"{name}.pid", str(os.getpid()))
     if own.with_suffix(".stopped").exists():
@@ -301,7 +301,7 @@ def main(argv: Sequence[str]) -> int:
     cores = len(os.sched_getaffinity(0))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // len(launch.cluster.local))))
     if launch.cluster.workers == 1:
-        os.execv(sys.executable, [sys.executable, *launch.words])  # noqa: S606
+        os.execv(sys.executable, [sys.executable, *launch.words])  # noqa: S606  (no shell is wanted)
     logging.quiet()
     folder = Path(launch.log_folder or tempfile.mkdtemp(prefix="mindrlhf-log-")).resolve()
     folder.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import mindspore  # noqa: F401
+import mindspore  # noqa: F401  (registers bfloat16 with numpy)
 import numpy as np
 import pytest
 from contract import EVERY_VARIANT, OPTIONS, variant_of
